@@ -1,0 +1,208 @@
+"""Everything that differs between the JAX versions m2ml supports lives in this file.
+
+Only public modules of JAX are read (``jax.extend``, ``jax.interpreters``). Supported: jax 0.5.0 to 0.12.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import site
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jax.extend import random as extend_random
+
+#: Old primitive name -> the name m2ml uses.
+RENAMED: Mapping[str, str] = {
+    "pjit": "jit",
+    "remat": "checkpoint",
+    "remat2": "checkpoint",
+    "core_call": "call",
+    "core_closed_call": "closed_call",
+    "custom_vjp_call_jaxpr": "custom_vjp_call",
+    "random_gamma_p": "random_gamma",
+    "copy_p": "copy",
+    "scatter-add": "scatter_add",
+    "scatter-mul": "scatter_mul",
+    "scatter-sub": "scatter_sub",
+    "scatter-min": "scatter_min",
+    "scatter-max": "scatter_max",
+}
+
+#: Primitives that only call a jaxpr, and the parameters that may hold it.
+CALLS: Mapping[str, tuple[str, ...]] = {
+    "jit": ("jaxpr",),
+    "call": ("call_jaxpr",),
+    "closed_call": ("call_jaxpr",),
+    "checkpoint": ("jaxpr",),
+    "custom_jvp_call": ("call_jaxpr",),
+    "custom_vjp_call": ("call_jaxpr", "fun_jaxpr"),
+    "custom_transpose_call": ("call_jaxpr",),
+    "xla_metadata_call": ("jaxpr",),
+}
+
+#: Primitives whose outputs are their inputs once a program runs on one device.
+IDENTITIES = frozenset(
+    {
+        "copy",
+        "device_put",
+        "layout_constraint",
+        "mesh_cast",
+        "name",
+        "pbroadcast",
+        "pvary",
+        "random_clone",
+        "random_unwrap",
+        "random_wrap",
+        "reshard",
+        "sharding_constraint",
+        "stop_gradient",
+    }
+)
+
+
+def primitive_name(eqn: core.JaxprEqn) -> str:
+    """The version-independent name of an equation's primitive."""
+    return RENAMED.get(eqn.primitive.name, eqn.primitive.name)
+
+
+def called_jaxpr(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
+    """The jaxpr that a call-like equation runs, or None if the equation is not a call."""
+    name = primitive_name(eqn)
+    if name == "custom_linear_solve":
+        return None
+    for key in CALLS.get(name, ()):
+        if key in eqn.params:
+            return closed(eqn.params[key])
+    return None
+
+
+def closed(jaxpr: Any) -> core.ClosedJaxpr:
+    """``jaxpr`` as a ClosedJaxpr; an open one must have no constants."""
+    return jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, ())
+
+
+def is_jaxpr(value: Any) -> bool:
+    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
+
+
+# Source lines -------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _library_folders() -> tuple[str, ...]:
+    folders = {*site.getsitepackages(), site.getusersitepackages()}
+    folders |= {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
+    folders.add(os.path.dirname(__file__))
+    return tuple(os.path.join(os.path.realpath(f), "") for f in folders if f)
+
+
+def source_line(eqn: core.JaxprEqn) -> str:
+    """``file.py:12 (function)`` of the innermost frame that is the user's own code, or ``""``."""
+    traceback = getattr(eqn.source_info, "traceback", None)
+    for frame in traceback.frames if traceback is not None else ():
+        if frame.file_name.startswith("<"):
+            continue
+        if not os.path.realpath(frame.file_name).startswith(_library_folders()):
+            line = getattr(frame, "line_num", None) or getattr(frame, "start_line", 0)
+            return f"{frame.file_name}:{line} ({frame.function_name})"
+    return ""
+
+
+# Random keys: typed key arrays are uint32 arrays with extra trailing axes ---------------------------
+
+_KEY_IMPLS = {
+    impl.tag: impl
+    for impl in (
+        extend_random.threefry_prng_impl,
+        extend_random.rbg_prng_impl,
+        extend_random.unsafe_rbg_prng_impl,
+    )
+}
+
+
+def is_key(dtype: Any) -> bool:
+    """Whether ``dtype`` is a typed random key (``jax.random.key``)."""
+    return bool(jnp.issubdtype(dtype, jax.dtypes.extended))
+
+
+def key_impl(dtype: Any) -> Any:
+    """The public PRNGImpl of a key dtype (its name is ``key<tag>``)."""
+    return _KEY_IMPLS[str(dtype.name).removeprefix("key<").removesuffix(">")]
+
+
+def key_impl_name(dtype: Any) -> str:
+    """The name ``jax.random.wrap_key_data`` knows the implementation of ``dtype`` by."""
+    return str(key_impl(dtype).name)
+
+
+def physical_aval(aval: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the array that really holds ``aval``: for keys, uint32 with trailing axes."""
+    if is_key(aval.dtype):
+        return jax.ShapeDtypeStruct((*aval.shape, *key_impl(aval.dtype).key_shape), np.uint32)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
+def _mapped(fn: Callable[..., Any], times: int) -> Callable[..., Any]:
+    for _ in range(times):
+        fn = jax.vmap(fn)
+    return fn
+
+
+def _random_function(name: str, eqn: core.JaxprEqn) -> Callable[..., Any] | None:
+    params, ndim = eqn.params, len(eqn.invars[0].aval.shape)
+    if name == "random_seed":
+        return _mapped(params["impl"].seed, ndim)
+    if name not in ("random_split", "random_fold_in", "random_bits"):
+        return None
+    impl = key_impl(eqn.invars[0].aval.dtype)
+    if name == "random_split":
+        return _mapped(lambda key: impl.split(key, params["shape"]), ndim)
+    if name == "random_fold_in":
+        return _mapped(impl.fold_in, ndim)
+    return _mapped(lambda key: impl.random_bits(key, params["bit_width"], params["shape"]), ndim)
+
+
+def physical_equation(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
+    """An equation on typed keys as a jaxpr on the uint32 arrays that hold them.
+
+    Random primitives are expanded to their public definition. A primitive that only moves data acts on
+    each trailing component alike, so it is the primitive mapped over the trailing axes. Returns None for
+    an equation that needs no change.
+    """
+    name = primitive_name(eqn)
+    avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+    if name in ("scan", "while", "cond", "random_gamma") or not any(is_key(a.dtype) for a in avals):
+        return None
+    fn = _random_function(name, eqn)
+    if fn is None:
+        key_axes = len(key_impl(next(a.dtype for a in avals if is_key(a.dtype))).key_shape)
+
+        def fn(*args: Any) -> Any:
+            return eqn.primitive.bind(*args, **eqn.params)
+
+        for _ in range(key_axes):
+            fn = jax.vmap(fn, in_axes=[-1 if is_key(v.aval.dtype) else None for v in eqn.invars], out_axes=-1)
+    return jax.make_jaxpr(fn)(*(physical_aval(v.aval) for v in eqn.invars))
+
+
+def linear_solve_jaxpr(eqn: core.JaxprEqn) -> tuple[core.ClosedJaxpr, list[Any]]:
+    """The ``solve`` function of a custom_linear_solve equation and the operands it takes."""
+    lengths, jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
+    begin = lengths.matvec + lengths.vecmat
+    total = sum(lengths)
+    operands = [*eqn.invars[begin : begin + lengths.solve], *eqn.invars[total:]]
+    return closed(jaxprs.solve), operands
+
+
+def trace(jitted: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[core.ClosedJaxpr, Any, tuple[bool, ...]]:
+    """Trace a ``jax.jit`` function without starting a JAX backend: (jaxpr, output tree, donated inputs)."""
+    traced = jitted.trace(*args, **kwargs)
+    donated = tuple(bool(leaf.donated) for leaf in jax.tree.leaves(traced.args_info))
+    return traced.jaxpr, jax.tree.structure(traced.out_info), donated
