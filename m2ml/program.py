@@ -22,7 +22,8 @@ from m2ml.interpreter import Code, flatten
 class Program:
     """A traced function. ``in_tree`` and ``out_tree`` are the trees of its arguments ``(args, kwargs)`` and results.
 
-    ``donated`` says, per input leaf, whether the engine may reuse its buffer.
+    ``donated`` says, per input leaf, whether the engine may reuse its buffer. ``strict`` forbids running an
+    equation anywhere but on the engine.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Program:
     in_tree: jax.tree_util.PyTreeDef
     out_tree: jax.tree_util.PyTreeDef
     donated: tuple[bool, ...]
+    strict: bool = False
 
     @cached_property
     def code(self) -> Code:

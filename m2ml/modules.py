@@ -1,0 +1,94 @@
+"""Whole Flax NNX modules as arguments: `m2ml.jit` then acts like ``nnx.jit``.
+
+A module is mutable; a traced program is not. A call that holds modules is split into their state, which becomes
+an argument and a result, and their structure, which is static; afterwards the modules are updated in place.
+Flax is used only if the caller has imported it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+class HasModules(Exception):  # noqa: N818 - a signal between the tracer and `jit`, never seen by users
+    """Raised while tracing when an argument holds a whole module."""
+
+
+def _nnx() -> Any:
+    return sys.modules.get("flax.nnx")
+
+
+def _is_module(value: Any) -> bool:
+    nnx = _nnx()
+    base = getattr(nnx, "Pytree", None) or getattr(nnx, "Object", ())
+    return isinstance(value, base) and not isinstance(value, nnx.State | nnx.GraphDef)
+
+
+def find(tree: Any) -> list[Any]:
+    """The modules in ``tree``, outermost ones only."""
+    if _nnx() is None:
+        return []
+    return [leaf for leaf in jax.tree.leaves(tree, is_leaf=_is_module) if _is_module(leaf)]
+
+
+def refuse_modules(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``fn``, raising `HasModules` instead of running on a module whose updates a plain trace would lose."""
+
+    @functools.wraps(fn)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if find((args, kwargs)):
+            raise HasModules
+        return fn(*args, **kwargs)
+
+    return checked
+
+
+class _Structure:
+    """Hashable static part of a call: the modules' graph and the rest of the arguments' tree."""
+
+    def __init__(self, graphdef: Any, tree: Any, places: tuple[int, ...]) -> None:
+        self.graphdef, self.tree, self.places = graphdef, tree, places
+
+    def _key(self) -> Any:
+        return (self.graphdef, self.tree, self.places)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Structure) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
+def pure(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``fn`` on modules as a pure function of their state: ``(state, rest; structure) -> (new state, result)``."""
+
+    def with_state(state: Any, rest: Any, structure: _Structure) -> Any:
+        nnx = _nnx()
+        modules = nnx.merge(structure.graphdef, state)
+        leaves = list(rest)
+        for place, module in zip(structure.places, modules, strict=True):
+            leaves.insert(place, module)
+        args, kwargs = jax.tree.unflatten(structure.tree, leaves)
+        result = fn(*args, **kwargs)
+        return nnx.state(modules), result
+
+    with_state.__name__ = getattr(fn, "__name__", type(fn).__name__)
+    return with_state
+
+
+def call(jitted: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Run a function made by `pure` and jitted, on the modules in ``args`` and ``kwargs``, and update them."""
+    nnx = _nnx()
+    leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=_is_module)
+    places = tuple(i for i, leaf in enumerate(leaves) if _is_module(leaf))
+    modules = [leaves[i] for i in places]
+    graphdef, state = nnx.split(modules)
+    rest = [leaf for i, leaf in enumerate(leaves) if i not in places]
+    new_state, result = jitted(state, rest, structure=_Structure(graphdef, tree, places))
+    nnx.update(modules, new_state)
+    return result

@@ -1,0 +1,148 @@
+"""Discovery of plugins and registration of backends.
+
+A plugin is a distribution with an entry point in the group ``m2ml`` that names a module. The module implements
+hooks marked with `hookimpl`; hooks only register, they never run per call. Each plugin is loaded in its own
+``try``: one that fails costs itself, and its reason is given when its backend is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pluggy
+
+from m2ml.backend import Backend
+from m2ml.errors import BackendNotFound, BackendUnavailable, M2mlError
+
+GROUP = "m2ml"
+hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
+
+#: ``register(name, factory, install=...)``: ``factory()`` imports the engine and gives the backend or raises.
+Register = Callable[..., None]
+
+
+class HookSpecs:
+    """The hooks a plugin may implement."""
+
+    @hookspec
+    def m2ml_register_backends(self, register: Register) -> None:
+        """Call ``register(name, factory, install="pip install ...")`` for each backend."""
+
+
+@dataclass
+class _Registered:
+    factory: Callable[[], Backend]
+    plugin: str
+    install: str
+    backend: Backend | None = None
+    error: Exception | None = None
+
+
+@dataclass
+class Registry:
+    """Backends by name. Discovery happens on first use; a backend is created when it is first asked for."""
+
+    _entries: dict[str, _Registered] = field(default_factory=dict)
+    _failures: dict[str, str] = field(default_factory=dict)
+    _discovered: bool = False
+    _lock: Any = field(default_factory=threading.RLock)
+
+    def register(
+        self, name: str, factory: Callable[[], Backend], *, install: str = "", plugin: str = "this program"
+    ) -> None:
+        """Add a backend. Raises ValueError when the name is taken."""
+        if name in self._entries or name == "auto":
+            owner = self._entries[name].plugin if name in self._entries else "m2ml"
+            raise ValueError(f"backend name {name!r} is already registered by {owner}; choose another name")
+        self._entries[name] = _Registered(factory, plugin, install)
+
+    def discover(self) -> None:
+        """Load every entry point once; failures are kept by entry-point name."""
+        with self._lock:
+            if self._discovered:
+                return
+            self._discovered = True
+            for entry in importlib.metadata.entry_points(group=GROUP):
+                try:
+                    self.load(entry.name, entry.load())
+                except Exception as error:  # a plugin is a stranger's code: it may fail in any way, alone
+                    self._failures[entry.name] = _one_line(error)
+
+    def load(self, plugin: str, module: Any) -> None:
+        """Run the hooks of one plugin."""
+        manager = pluggy.PluginManager(GROUP)
+        manager.add_hookspecs(HookSpecs)
+        manager.register(module, plugin)
+        manager.check_pending()
+
+        def register(name: str, factory: Callable[[], Backend], *, install: str = "") -> None:
+            self.register(name, factory, install=install, plugin=plugin)
+
+        manager.hook.m2ml_register_backends(register=register)
+
+    def names(self) -> tuple[str, ...]:
+        """Every registered name, whether or not it runs here."""
+        self.discover()
+        return tuple(self._entries)
+
+    def get(self, name: str) -> Backend:
+        """The backend called ``name``. Raises when it is unknown, failed to load, or cannot run here."""
+        self.discover()
+        if name not in self._entries:
+            raise BackendNotFound(self._unknown(name))
+        entry = self._entries[name]
+        with self._lock:
+            if entry.backend is None and entry.error is None:
+                try:
+                    entry.backend = entry.factory()
+                except Exception as error:  # whatever an engine's import raises becomes the reason
+                    entry.error = error
+        if entry.backend is None:
+            install = f"; install it with: {entry.install}" if entry.install else ""
+            raise BackendUnavailable(
+                f"backend {name!r} does not run here: {_one_line(entry.error)}{install}"
+            ) from entry.error
+        return entry.backend
+
+    def _unknown(self, name: str) -> str:
+        if name in self._failures:
+            return f"the plugin of backend {name!r} failed to load: {self._failures[name]}"
+        return f"there is no backend {name!r}; registered are {', '.join(sorted(self._entries)) or 'none'}, and 'auto'"
+
+    def loaded(self) -> tuple[Backend, ...]:
+        """Backends created so far."""
+        return tuple(e.backend for e in self._entries.values() if e.backend is not None)
+
+    def available(self) -> dict[str, Backend]:
+        """Backends that run here, by name."""
+        found = {}
+        for name in self.names():
+            try:
+                found[name] = self.get(name)
+            except BackendUnavailable:
+                continue
+        return found
+
+    def reasons(self) -> Mapping[str, str]:
+        """Why each registered backend or plugin that does not run here does not."""
+        reasons = dict(self._failures)
+        for name in self.names():
+            try:
+                self.get(name)
+            except BackendUnavailable as error:
+                reasons[name] = str(error)
+        return reasons
+
+
+def _one_line(error: BaseException | None) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, M2mlError) else f"{type(error).__name__}: {text}"
+
+
+#: The process's registry.
+registry = Registry()

@@ -1,0 +1,98 @@
+"""`XlaBackend`: what cpu, jax_metal and cuda build on. The engine is JAX itself on one platform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from m2ml.backend import Device, Executable, Gap, MemoryStats
+from m2ml.errors import BackendUnavailable, OutOfMemory
+from m2ml.interpreter import Equation
+from m2ml.program import Program
+
+
+class XlaBackend:
+    """Runs programs through ``jax.jit`` on the first device of ``platform``."""
+
+    gaps: Sequence[Gap] = ()
+
+    def __init__(self, name: str, platform: str) -> None:
+        self.name = name
+        self.platform = platform
+        try:
+            self.device = jax.devices(platform)[0]
+        except RuntimeError as error:
+            raise BackendUnavailable(f"JAX has no {platform!r} device: {error}") from error
+        self._is_default = jax.default_backend() == platform
+        self._apply: Callable[..., Any] = jax.jit(_bind, static_argnums=0)
+
+    def devices(self) -> Sequence[Device]:
+        return tuple(
+            Device("cpu" if d.platform == "cpu" else "gpu", f"{d.device_kind} (XLA {d.platform})", _memory_limit(d))
+            for d in jax.devices(self.platform)
+        )
+
+    def place(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """``fn``, run on this backend's device; jax.jit itself, with nothing around it, where that is the default."""
+        if self._is_default:
+            return fn
+
+        def placed(*args: Any, **kwargs: Any) -> Any:
+            with jax.default_device(self.device):
+                return fn(*args, **kwargs)
+
+        return placed
+
+    def jit(self, jitted: Callable[..., Any]) -> Callable[..., Any]:
+        """Use JAX's own dispatch: ``jitted`` is a ``jax.jit`` function."""
+        return self.place(jitted)
+
+    def compile(self, program: Program) -> Executable:
+        donated = [i for i, given in enumerate(program.donated) if given]
+        flat = jax.jit(core.jaxpr_as_fun(program.jaxpr), donate_argnums=donated)
+        return self.place(_explain_memory(flat, program.name))
+
+    def apply(self, equation: Equation, arrays: Sequence[Any]) -> list[Any]:
+        return list(self.place(self._apply)(equation, *arrays))
+
+    def from_host(self, array: np.ndarray[Any, Any]) -> Any:
+        return jax.device_put(array, self.device)
+
+    def to_host(self, array: Any) -> np.ndarray[Any, Any]:
+        return np.asarray(array)
+
+    def owns(self, array: Any) -> bool:
+        return isinstance(array, jax.Array)
+
+    def wait(self, arrays: Sequence[Any]) -> None:
+        jax.block_until_ready(list(arrays))
+
+    def memory(self) -> MemoryStats:
+        stats = self.device.memory_stats() or {}
+        return MemoryStats(stats.get("bytes_in_use"), stats.get("peak_bytes_in_use"))
+
+
+def _bind(equation: Equation, *arrays: Any) -> list[Any]:
+    return equation.bind(*arrays)
+
+
+def _memory_limit(device: Any) -> int | None:
+    stats = device.memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    return int(limit) if limit is not None else None
+
+
+def _explain_memory(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        try:
+            return fn(*args)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise OutOfMemory(f"{name} does not fit into the device's memory: {error}") from error
+
+    return run
