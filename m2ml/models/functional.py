@@ -1,0 +1,51 @@
+"""A Flax NNX module as two pure functions of a plain tree of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+#: Nested dictionaries of arrays: the parameters of a module by attribute name (and by index in a list of modules).
+Params = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Functional:
+    """``init(seed) -> params`` and ``apply(params, *inputs) -> outputs``; both can be traced."""
+
+    make: Callable[[nnx.Rngs], Any]
+
+    def init(self, seed: int | jax.Array) -> Params:
+        """The initial parameters of ``seed``."""
+        return nnx.to_pure_dict(nnx.state(self.make(nnx.Rngs(jax.random.key(seed))), nnx.Param))
+
+    def apply(self, params: Params, *inputs: Any, **kwargs: Any) -> Any:
+        """The module with ``params``, called on the inputs."""
+        graph, state = nnx.split(nnx.eval_shape(lambda: self.make(nnx.Rngs(0))))
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)(*inputs, **kwargs)
+
+    def shapes(self) -> Params:
+        """The parameters as `jax.ShapeDtypeStruct`, without computing any."""
+        return jax.eval_shape(lambda: self.init(0))
+
+
+def functional(module: Callable[..., Any], config: Any) -> Functional:
+    """The pure functions of ``module(config, rngs=...)``. Its only variables must be parameters.
+
+    >>> from m2ml.models import CNN, CNNConfig, functional
+    >>> model = functional(CNN, CNNConfig(height=8, width=8))
+    >>> sorted(model.shapes())
+    ['convolutions', 'head', 'hidden']
+    """
+    return Functional(lambda rngs: module(config, rngs=rngs))
+
+
+def parameter_count(params: Params) -> int:
+    """How many numbers ``params`` holds."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

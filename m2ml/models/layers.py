@@ -1,0 +1,54 @@
+"""What the models share: layer normalisation, GELU and dropout, written out in ``jnp``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def modules(items: Sequence[nnx.Module]) -> Any:
+    """``items`` as an attribute Flax accepts: ``nnx.List`` where it exists, a plain list before that."""
+    return getattr(nnx, "List", list)(items)
+
+
+class LayerNorm(nnx.Module):
+    """``(x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias`` over the last axis, in float32.
+
+    ``x[*batch, features] -> [*batch, features]`` with the dtype of ``x``; ``scale`` and ``bias`` are float32[features].
+    """
+
+    def __init__(self, features: int, *, epsilon: float = 1e-5) -> None:
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array, /) -> jax.Array:
+        centred = x.astype(jnp.float32)
+        centred = centred - jnp.mean(centred, axis=-1, keepdims=True)
+        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + self.epsilon)
+        return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def gelu(x: jax.Array, /) -> jax.Array:
+    """``0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))``, elementwise (Hendrycks and Gimpel, arXiv:1606.08415)."""
+    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
+    return 0.5 * x * (1 + jnp.tanh(inner))
+
+
+def dropout(x: jax.Array, /, *, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zero each element with probability ``rate`` and scale the rest by ``1 / (1 - rate)``; ``key=None`` leaves ``x``."""
+    if key is None or rate == 0:
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def split(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
+    """``count`` keys, or as many times None."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
