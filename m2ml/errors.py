@@ -35,3 +35,7 @@ class NotANumber(M2mlError, FloatingPointError):
 
 class Disagreement(M2mlError, AssertionError):
     """A backend's result lies outside the measured bound around the reference."""
+
+
+class FallbackWarning(UserWarning):
+    """An equation runs somewhere else than on the backend that was asked for; said once per program."""

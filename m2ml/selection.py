@@ -11,12 +11,15 @@ from m2ml.plugins import registry
 ENVIRONMENT = "M2ML_BACKEND"
 
 _block: ContextVar[str | None] = ContextVar("m2ml_backend", default=None)
-_default: str | None = None
+_default: str = os.environ.get(ENVIRONMENT) or "cpu"
 
 
 def current() -> str:
-    """Name of the backend that a call without a backend of its own runs on."""
-    return _block.get() or _default or os.environ.get(ENVIRONMENT) or "cpu"
+    """Name of the backend that a call without a backend of its own runs on.
+
+    The environment variable ``M2ML_BACKEND`` is read once, when m2ml is imported.
+    """
+    return _block.get() or _default
 
 
 def check_name(name: str) -> str:

@@ -1,0 +1,12 @@
+"""Proof that backends agree: bounds from the arithmetic, and comparison against the reference."""
+
+from m2ml.equivalence.bounds import Bound as Bound
+from m2ml.equivalence.bounds import Perturbation as Perturbation
+from m2ml.equivalence.bounds import bound_of as bound_of
+from m2ml.equivalence.bounds import error_scale as error_scale
+from m2ml.equivalence.bounds import unit as unit
+from m2ml.equivalence.compare import BackendReport as BackendReport
+from m2ml.equivalence.compare import OutputReport as OutputReport
+from m2ml.equivalence.compare import Report as Report
+from m2ml.equivalence.compare import compare as compare
+from m2ml.equivalence.compare import measured_bounds as measured_bounds

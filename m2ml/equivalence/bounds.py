@@ -1,0 +1,200 @@
+"""How far a correct engine may be from the exact result: bounds that come from the arithmetic.
+
+`error_scale` says how large the rounding error of one equation is, per element, in a correct implementation.
+The bound of a whole program is measured, not derived: the reference runs it again with every equation's result
+moved by its error scale in a random direction; the spread of the results is the program's own conditioning
+(Monte Carlo arithmetic; D. S. Parker, 1997).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from m2ml.control import CONTROL_FLOW
+from m2ml.interpreter import Equation
+
+Array = np.ndarray[Any, Any]
+
+#: Perturbed runs of the reference that measure a program's spread.
+RUNS = 4
+
+#: A result may be this many times the measured spread away: the spread of a few runs underestimates the worst case.
+FACTOR = 8.0
+
+#: Primitives whose result is one of their operands' values, or exact by IEEE 754: they add no rounding error.
+EXACT = frozenset(
+    """abs and argmax argmin bitcast_convert_type broadcast_in_dim ceil clamp clz complex concatenate conj
+    copy_p cummax cummin dynamic_slice dynamic_update_slice empty eq eq_to expand_dims floor gather ge gt imag
+    iota iota_2x32_shape is_finite le le_to lt lt_to max min ne neg nextafter not optimization_barrier or pad
+    population_count real reduce_and reduce_max reduce_min reduce_or reduce_precision reduce_window_max
+    reduce_window_min reduce_xor rem reshape rev rng_bit_generator round scatter scatter_max scatter_min
+    select_and_gather_add select_n shift_left shift_right_arithmetic shift_right_logical sign slice sort split
+    squeeze stack threefry2x32 tile top_k transpose xor""".split()
+)
+
+#: Primitives correctly rounded by every engine: half a unit in the last place.
+ROUNDED = frozenset("add add_any convert_element_type div mul neg sqrt square sub".split())
+
+#: Sums of products or values: the error grows with the number of terms.
+SUMS = frozenset(
+    """conv_general_dilated cumlogsumexp cumprod cumsum dot_general fft ragged_dot reduce_prod reduce_sum
+    reduce_window reduce_window_sum reduce scatter_add scatter_mul scatter_sub select_and_scatter_add""".split()
+)
+
+#: Units in the last place that a correct library function may be off; XLA and MLX document none, measured at most half of this.
+FUNCTION_UNITS = 8.0
+
+
+def unit(dtype: Any) -> float:
+    """Largest relative error of rounding to ``dtype``: half the distance from 1 to the next number; 0 for exact dtypes."""
+    dtype = np.dtype(dtype)
+    if dtype.kind in "biu" or dtype.name.startswith(("int", "uint")):
+        return 0.0
+    return float(ml_dtypes.finfo(real_dtype(dtype)).eps) / 2
+
+
+def real_dtype(dtype: Any) -> np.dtype[Any]:
+    """The dtype of the parts of a complex dtype; any other dtype itself."""
+    dtype = np.dtype(dtype)
+    return np.empty(0, dtype).real.dtype if dtype.kind == "c" else dtype
+
+
+def tiny(dtype: Any) -> float:
+    """Smallest normal number of a floating dtype: below it an engine may flush to zero."""
+    return float(ml_dtypes.finfo(real_dtype(dtype)).tiny)
+
+
+def terms(equation: Equation) -> int:
+    """How many terms each output element of a sum-like equation adds or multiplies."""
+    if equation.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return math.prod(equation.inputs[0].shape[i] for i in contracted)
+    if equation.name == "conv_general_dilated":
+        kernel = equation.inputs[1].shape
+        return math.prod(kernel) // max(kernel[equation.params["dimension_numbers"].rhs_spec[0]], 1)
+    if equation.name.startswith("reduce_window"):
+        return math.prod(equation.params["window_dimensions"])
+    if equation.name.startswith("cum"):
+        return int(equation.inputs[0].shape[equation.params["axis"]])
+    if equation.name.startswith("scatter"):
+        return max(math.prod(equation.inputs[2].shape), 1)
+    return max(math.prod(equation.inputs[0].shape) // max(math.prod(equation.shape), 1), 1)
+
+
+def error_scale(
+    equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array], rule: Callable[..., Sequence[Array]]
+) -> list[Array | None]:
+    """Per output, the size of its rounding error per element in a correct engine; None where it is exact.
+
+    ``inputs`` and ``outputs`` are the reference's float64 values; ``rule(*inputs)`` evaluates the equation.
+    A sum of n terms x is charged ``u sqrt(n) max(|sum x|, sqrt(sum x^2))``, the growth of a sequential sum whose
+    rounding errors are independent (Higham and Mary, 2019).
+    """
+    units = [unit(aval.dtype) for aval in equation.outputs]
+    if equation.name in EXACT or equation.name in CONTROL_FLOW or not any(units):
+        return [None] * len(outputs)
+    if equation.name == "convert_element_type" and unit(equation.inputs[0].dtype) >= units[0]:
+        return [None]
+    if equation.name in SUMS:
+        return [_sum_scale(equation, inputs, outputs[0], units[0], rule)]
+    factor = 1.0 if equation.name in ROUNDED else FUNCTION_UNITS
+    return [factor * u * _magnitude(equation, y) if u else None for u, y in zip(units, outputs, strict=True)]
+
+
+def _magnitude(equation: Equation, output: Array) -> Array:
+    """Size that an element's error is relative to: the element, or the whole result for a factorisation."""
+    size = np.abs(output)
+    if equation.name in _NORMWISE and size.size:
+        finite = size[np.isfinite(size)]
+        return np.full_like(size, finite.max() if finite.size else 0.0) * math.sqrt(max(equation.inputs[0].shape[-1:] or (1,)))
+    if equation.name in _ABSOLUTE:
+        return np.maximum(size, 1.0)
+    return size
+
+
+#: Factorisations and transforms: errors are relative to the largest element.
+_NORMWISE = frozenset(
+    """cholesky eig eigh geqrf hessenberg householder_product lu qr schur svd triangular_solve tridiagonal
+    tridiagonal_solve""".split()
+)
+
+#: Functions with zeros that are not at zero: near them the error is absolute.
+_ABSOLUTE = frozenset("digamma lgamma polygamma zeta".split())
+
+
+def _sum_scale(
+    equation: Equation, inputs: Sequence[Array], output: Array, u: float, rule: Callable[..., Sequence[Array]]
+) -> Array | None:
+    count = terms(equation)
+    growth = u * math.sqrt(max(count, 1))
+    size = np.abs(output)
+    if equation.name in ("cumprod", "reduce_prod", "scatter_mul", "cumlogsumexp", "reduce"):
+        return np.asarray(growth * FUNCTION_UNITS * np.maximum(size, 1.0 if equation.name == "cumlogsumexp" else 0.0))
+    if equation.name == "fft":
+        return np.full_like(size, growth * (np.sqrt(np.mean(size**2)) if size.size else 0.0) * FUNCTION_UNITS)
+    floats = [np.abs(x) ** 2 if np.asarray(x).dtype.kind in "fc" else x for x in inputs]
+    if equation.name == "select_and_scatter_add":
+        floats = [np.abs(inputs[0]) ** 2, inputs[1]]
+    with np.errstate(all="ignore"):
+        rms = np.sqrt(np.abs(rule(*floats)[0]))
+        return np.asarray(growth * np.maximum(np.where(np.isfinite(size), size, 0.0), rms))
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Moves each equation's result by its error scale in a random direction: a hook for the reference engine."""
+
+    generator: np.random.Generator
+    apply: Callable[[Equation, Sequence[Array]], Sequence[Array]]
+
+    def __call__(self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
+        scales = error_scale(equation, inputs, outputs, lambda *xs: self.apply(equation, xs))
+        return [y if s is None else self._move(y, s) for y, s in zip(outputs, scales, strict=True)]
+
+    def _move(self, output: Array, scale: Array) -> Array:
+        direction = self.generator.uniform(0.5, 1.0, output.shape) * self.generator.choice((-1.0, 1.0), output.shape)
+        with np.errstate(all="ignore"):
+            moved = output + direction * scale
+        return np.asarray(np.where(np.isfinite(output), moved, output))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a correct engine may return for one output: ``expected`` in float64 and the distance allowed per element.
+
+    ``unstable`` marks elements that rounding alone can change arbitrarily: a NaN in one run and not in another, or
+    an integer that differs between runs. They are reported, not judged.
+    """
+
+    expected: Array
+    allowed: Array
+    unstable: Array
+    dtype: np.dtype[Any]
+
+
+def bound_of(dtype: Any, exact: Array, perturbed: Sequence[Array]) -> Bound:
+    """The bound of one output from its exact value and its values in perturbed runs."""
+    dtype = np.dtype(dtype)
+    if not unit(dtype):
+        unstable = np.zeros(exact.shape, bool)
+        for run in perturbed:
+            unstable |= run != exact
+        return Bound(exact, np.zeros(exact.shape), unstable, dtype)
+    spread, unstable = np.zeros(exact.shape), np.zeros(exact.shape, bool)
+    with np.errstate(all="ignore"):
+        for run in perturbed:
+            distance = np.abs(run - exact)
+            same = (run == exact) | (np.isnan(run) & np.isnan(exact))
+            unstable |= ~same & ~np.isfinite(distance)
+            spread = np.maximum(spread, np.where(same | ~np.isfinite(distance), 0.0, distance))
+        size = np.where(np.isfinite(exact), np.abs(exact), 0.0)
+        relative = spread / size
+        typical = np.median(relative[np.isfinite(relative)]) if np.isfinite(relative).any() else 0.0
+    allowed = FACTOR * np.maximum(spread, typical * size) + 2 * unit(dtype) * size + tiny(dtype)
+    return Bound(exact, allowed, unstable, dtype)
