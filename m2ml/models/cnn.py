@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from m2ml.models.layers import dropout, modules
+from m2ml.models.layers import dropout, max_pool, modules
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class CNN(nnx.Module):
     def __call__(self, images: jax.Array, /, *, key: jax.Array | None = None) -> jax.Array:
         x = images
         for convolution in self.convolutions:
-            x = nnx.max_pool(nnx.relu(convolution(x)), (2, 2), strides=(2, 2))
+            x = max_pool(nnx.relu(convolution(x)))
         x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
         x = dropout(x, rate=self.config.dropout, key=key)
         return self.head(x).astype(jnp.float32)

@@ -37,7 +37,7 @@ class GPTConfig:
                 raise ValueError(f"GPTConfig: {name} must be at least 1; got {getattr(self, name)}")
         if self.embed_dim % self.heads:
             raise ValueError(
-                f"GPTConfig: embed_dim must be a multiple of heads; got embed_dim {self.embed_dim} and heads {self.heads}"
+                f"GPTConfig: embed_dim must be a multiple of heads; got {self.embed_dim} for {self.heads} heads"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"GPTConfig: dropout must be at least 0 and below 1; got {self.dropout}")
@@ -77,7 +77,7 @@ class Attention(nnx.Module):
         query, keys, values = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys).astype(jnp.float32) / math.sqrt(config.head_dim)
         visible = jnp.tril(jnp.ones((length, length), bool))
-        weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(jnp.float32).min), axis=-1)
+        weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
         weights = dropout(weights.astype(x.dtype), rate=config.dropout, key=key)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, values)
         return self.out(mixed.reshape(batch, length, config.embed_dim))

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 
@@ -35,6 +36,17 @@ class LayerNorm(nnx.Module):
         return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
+def max_pool(x: jax.Array, /) -> jax.Array:
+    """The largest of each 2x2 window; an odd last row or column is dropped.
+
+    ``x[batch, height, width, channels] -> [batch, height // 2, width // 2, channels]``.
+    """
+    window = (1, 2, 2, 1)
+    lowest = np.array(-np.inf, x.dtype)
+    pooled: jax.Array = jax.lax.reduce_window(x, lowest, jax.lax.max, window, window, "VALID")
+    return pooled
+
+
 def gelu(x: jax.Array, /) -> jax.Array:
     """``0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))``, elementwise (Hendrycks and Gimpel, arXiv:1606.08415)."""
     inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
@@ -42,7 +54,7 @@ def gelu(x: jax.Array, /) -> jax.Array:
 
 
 def dropout(x: jax.Array, /, *, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zero each element with probability ``rate`` and scale the rest by ``1 / (1 - rate)``; ``key=None`` leaves ``x``."""
+    """Zero each element with probability ``rate`` and scale the rest by ``1 / (1 - rate)``; without a key, ``x``."""
     if key is None or rate == 0:
         return x
     kept = jax.random.bernoulli(key, 1 - rate, x.shape)
