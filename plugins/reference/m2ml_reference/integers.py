@@ -1,0 +1,130 @@
+"""Integer arithmetic and bits, with XLA's answers where a processor has none.
+
+Division by zero gives -1 (all bits set), the remainder by zero gives the dividend, and a shift by the width
+or more gives what shifting one bit at a time would.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from m2ml.interpreter import Equation
+from m2ml_reference.values import Array, is_unsigned, rules
+
+
+def width(dtype: Any) -> int:
+    return 8 * np.dtype(dtype).itemsize
+
+
+def unsigned(x: Array) -> Array:
+    """The same bits as unsigned integers."""
+    return np.ascontiguousarray(x).view(np.dtype(f"u{x.dtype.itemsize}")).reshape(x.shape)
+
+
+def _divisible(x: Array, y: Array) -> Array:
+    """``y`` where the processor can divide ``x`` by it, and 1 elsewhere."""
+    overflow = (y == 0) if is_unsigned(x.dtype) else (y == 0) | (y == -1)
+    return np.where(overflow, y.dtype.type(1), y)
+
+
+def int_div(x: Array, y: Array) -> Array:
+    """The quotient rounded towards zero."""
+    quotient = np.abs(_floor_free(x, y))
+    if not is_unsigned(x.dtype):
+        quotient = np.where((x < 0) != (y < 0), -quotient, quotient)
+        quotient = np.where(y == -1, -x, quotient)
+    return np.where(y == 0, ~np.zeros_like(x), quotient)
+
+
+def _floor_free(x: Array, y: Array) -> Array:
+    safe = _divisible(x, y)
+    return (x - np.fmod(x, safe)) // safe
+
+
+def int_rem(x: Array, y: Array) -> Array:
+    """The remainder with the sign of the dividend."""
+    return np.where(y == 0, x, np.fmod(x, _divisible(x, y)))
+
+
+def int_pow(x: Array, y: Array) -> Array:
+    """Repeated multiplication, wrapping; a negative exponent gives 0, except for the bases 1 and -1."""
+    result, base = np.ones(np.broadcast_shapes(x.shape, y.shape), x.dtype), x
+    rest = np.maximum(y, 0)
+    while np.any(rest):
+        result = np.where(rest & 1, result * base, result)
+        base, rest = base * base, rest >> 1
+    odd = np.where(y & 1, x, np.ones_like(x))
+    return np.where(y < 0, np.where(x == 1, x, np.where(x + np.ones_like(x) == 0, odd, np.zeros_like(x))), result)
+
+
+@rules.define("mulhi")
+def mulhi(equation: Equation, x: Array, y: Array) -> Array:
+    """The high half of the product of two integers."""
+    bits = width(x.dtype)
+    product = x.astype(object) * y.astype(object)
+    return np.asarray(product >> bits, dtype=object).astype(x.dtype)
+
+
+@rules.define("and")
+def and_(equation: Equation, x: Array, y: Array) -> Array:
+    return x & y
+
+
+@rules.define("or")
+def or_(equation: Equation, x: Array, y: Array) -> Array:
+    return x | y
+
+
+@rules.define("xor")
+def xor(equation: Equation, x: Array, y: Array) -> Array:
+    return x ^ y
+
+
+@rules.define("not")
+def not_(equation: Equation, x: Array) -> Array:
+    return ~x
+
+
+def _within(x: Array, y: Array) -> tuple[Array, Array]:
+    """Whether the shift count lies below the width, and a count that does."""
+    inside = unsigned(y) < width(x.dtype)
+    return inside, np.where(inside, y, y.dtype.type(0))
+
+
+@rules.define("shift_left")
+def shift_left(equation: Equation, x: Array, y: Array) -> Array:
+    inside, count = _within(x, y)
+    return np.where(inside, x << count, x.dtype.type(0))
+
+
+@rules.define("shift_right_logical")
+def shift_right_logical(equation: Equation, x: Array, y: Array) -> Array:
+    inside, count = _within(x, y)
+    shifted = unsigned(x) >> unsigned(count)
+    return np.where(inside, shifted, shifted.dtype.type(0)).astype(x.dtype)
+
+
+@rules.define("shift_right_arithmetic")
+def shift_right_arithmetic(equation: Equation, x: Array, y: Array) -> Array:
+    inside, count = _within(x, y)
+    return np.where(inside, x >> count, x >> x.dtype.type(width(x.dtype) - 1))
+
+
+def _bits(x: Array) -> Array:
+    """The bits of each element, most significant first, along a new last axis."""
+    big_endian = unsigned(x).astype(f">u{x.dtype.itemsize}")[..., None]
+    return np.unpackbits(big_endian.view(np.uint8), axis=-1)
+
+
+@rules.define("population_count")
+def population_count(equation: Equation, x: Array) -> Array:
+    return _bits(x).sum(axis=-1)
+
+
+@rules.define("clz")
+def clz(equation: Equation, x: Array) -> Array:
+    """How many zeros precede the first one."""
+    bits = _bits(x)
+    return np.where(bits.any(axis=-1), bits.argmax(axis=-1), width(x.dtype))
