@@ -14,6 +14,7 @@ FAMILIES = (
     "conv",
     "windows",
     "indexing",
+    "scatter",
     "sorting",
     "linalg",
     "fft",
