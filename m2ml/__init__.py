@@ -10,6 +10,10 @@ from m2ml.backend import Device as Device
 from m2ml.backend import Gap as Gap
 from m2ml.backend import MemoryStats as MemoryStats
 from m2ml.cost import Cost as Cost
+from m2ml.doctor import Diagnosis as Diagnosis
+from m2ml.doctor import backends as backends
+from m2ml.doctor import doctor as doctor
+from m2ml.equivalence.compare import compare as compare
 from m2ml.errors import BackendNotFound as BackendNotFound
 from m2ml.errors import BackendUnavailable as BackendUnavailable
 from m2ml.errors import Disagreement as Disagreement

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from m2ml.interpreter import Equation
     from m2ml.program import Program
 
-#: Native arrays in, native arrays out, in the order of the program's leaves.
+#: Native arrays in, native arrays out, in the order of the program's leaves. Typed random keys travel as the
+#: uint32 arrays that hold them.
 Executable = Callable[..., Sequence[Any]]
 
 

@@ -103,13 +103,16 @@ def _library_folders() -> tuple[str, ...]:
     return tuple(os.path.join(os.path.realpath(f), "") for f in folders if f)
 
 
+@functools.cache
+def _is_users(file_name: str) -> bool:
+    return not file_name.startswith("<") and not os.path.realpath(file_name).startswith(_library_folders())
+
+
 def source_line(eqn: core.JaxprEqn) -> str:
     """``file.py:12 (function)`` of the innermost frame that is the user's own code, or ``""``."""
     traceback = getattr(eqn.source_info, "traceback", None)
     for frame in traceback.frames if traceback is not None else ():
-        if frame.file_name.startswith("<"):
-            continue
-        if not os.path.realpath(frame.file_name).startswith(_library_folders()):
+        if _is_users(frame.file_name):
             line = getattr(frame, "line_num", None) or getattr(frame, "start_line", 0)
             return f"{frame.file_name}:{line} ({frame.function_name})"
     return ""
@@ -147,6 +150,20 @@ def physical_aval(aval: Any) -> jax.ShapeDtypeStruct:
     if is_key(aval.dtype):
         return jax.ShapeDtypeStruct((*aval.shape, *key_impl(aval.dtype).key_shape), np.uint32)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
+def on_physical_arrays(jaxpr: core.ClosedJaxpr) -> Callable[..., list[Any]]:
+    """``jaxpr`` as a function in which typed keys are the uint32 arrays that hold them, as executables take them."""
+    fn = core.jaxpr_as_fun(jaxpr)
+
+    def run(*args: Any) -> list[Any]:
+        typed = [
+            jax.random.wrap_key_data(x, impl=key_impl_name(aval.dtype)) if is_key(aval.dtype) else x
+            for x, aval in zip(args, jaxpr.in_avals, strict=True)
+        ]
+        return [jax.random.key_data(y) if is_key(y.dtype) else y for y in fn(*typed)]
+
+    return run
 
 
 def _mapped(fn: Callable[..., Any], times: int) -> Callable[..., Any]:

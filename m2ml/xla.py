@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import core
 
+from m2ml import compat
 from m2ml.backend import Device, Executable, Gap, MemoryStats
 from m2ml.errors import BackendUnavailable, OutOfMemory
 from m2ml.interpreter import Equation
@@ -53,7 +53,7 @@ class XlaBackend:
 
     def compile(self, program: Program) -> Executable:
         donated = [i for i, given in enumerate(program.donated) if given]
-        flat = jax.jit(core.jaxpr_as_fun(program.jaxpr), donate_argnums=donated)
+        flat = jax.jit(compat.on_physical_arrays(program.jaxpr), donate_argnums=donated)
         return self.place(_explain_memory(flat, program.name))
 
     def apply(self, equation: Equation, arrays: Sequence[Any]) -> list[Any]:

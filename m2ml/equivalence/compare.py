@@ -115,6 +115,11 @@ def physical(leaf: Any) -> np.ndarray[Any, Any]:
     return np.asarray(jax.random.key_data(host) if isinstance(host, jax.Array) else host)
 
 
+def canonical(host: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """``host`` in the dtype JAX would give it: float64 becomes float32 unless x64 is enabled."""
+    return np.asarray(host, jax.dtypes.canonicalize_dtype(host.dtype))
+
+
 def compare(fn: Callable[..., Any], *args: Any, backends: Iterable[str] | None = None, **kwargs: Any) -> Report:
     """Run ``fn`` on every backend that runs here (or those named) and compare with the reference.
 
@@ -129,30 +134,22 @@ def compare(fn: Callable[..., Any], *args: Any, backends: Iterable[str] | None =
 
     jitted = fn if isinstance(fn, Jitted) else jit(fn)
     program = jitted.program(*args, **kwargs)
-    host = [physical(np.asarray(x, arrays.aval_of(x).dtype) if not hasattr(x, "dtype") else x) for x in program_leaves(jitted, args, kwargs)]
+    host = [canonical(physical(x)) for x in program_leaves(jitted._staged, args, kwargs)]
     bounds = measured_bounds(program, host)
     names = [n for n in registry.available() if n != "reference"] if backends is None else list(backends)
     return Report(program.name, tuple(_run_backend(name, program, host, bounds) for name in names))
 
 
-def program_leaves(jitted: Any, args: Sequence[Any], kwargs: Any) -> list[Any]:
-    """The dynamic leaves of a call, in the order of its program's inputs."""
-    dynamic, _ = jitted._staged.split(args, kwargs)
-    return list(jax.tree.leaves(dynamic))
+def program_leaves(staged: Any, args: Sequence[Any], kwargs: Any) -> list[Any]:
+    """The dynamic leaves of a call, in the order of its program's inputs, each with a dtype."""
+    dynamic, _ = staged.split(args, kwargs)
+    return [x if hasattr(x, "dtype") else np.asarray(x, arrays.aval_of(x).dtype) for x in jax.tree.leaves(dynamic)]
 
 
 def run_program(name: str, program: Program, host: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
     """Outputs of ``program`` on backend ``name`` as NumPy arrays."""
     backend = registry.get(name)
-    keys = [a for a in program.jaxpr.in_avals if compat.is_key(a.dtype)]
-    if keys and hasattr(backend, "jit"):
-        natives = [
-            jax.random.wrap_key_data(x, impl=compat.key_impl_name(a.dtype)) if compat.is_key(a.dtype) else backend.from_host(x)
-            for x, a in zip(host, program.jaxpr.in_avals, strict=True)
-        ]
-    else:
-        natives = [backend.from_host(x) for x in host]
-    return [physical(x) for x in backend.compile(program)(*natives)]
+    return [backend.to_host(x) for x in backend.compile(program)(*map(backend.from_host, host))]
 
 
 def _run_backend(name: str, program: Program, host: Sequence[Any], bounds: Sequence[Bound]) -> BackendReport:

@@ -1,0 +1,61 @@
+"""What runs on this machine, what does not, and why."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from m2ml import selection
+from m2ml.backend import Backend
+from m2ml.plugins import registry
+
+
+def backends() -> Mapping[str, Backend]:
+    """Every backend that runs here, by name."""
+    return registry.available()
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The report of `doctor`: ``text`` is for people, the other fields for programs."""
+
+    versions: Mapping[str, str]
+    working: Mapping[str, tuple[str, ...]]
+    failing: Mapping[str, str]
+    default: str
+
+    @property
+    def text(self) -> str:
+        lines = [", ".join(f"{name} {version}" for name, version in self.versions.items())]
+        for name, devices in self.working.items():
+            chosen = " (default)" if name == self.default else ""
+            lines.append(f"{name}{chosen}: {'; '.join(devices)}")
+        lines += [f"{name}: {reason}" for name, reason in self.failing.items()]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def doctor() -> Diagnosis:
+    """Look at this machine: versions, the devices of every backend, and the reason for each that does not run."""
+    versions = {
+        "m2ml": _version("m2ml"),
+        "Python": platform.python_version(),
+        "platform": f"{sys.platform} {platform.machine()}",
+        **{name: _version(name) for name in ("jax", "flax", "optax", "mlx", "numpy")},
+    }
+    working = {
+        name: tuple(f"{d.name} [{d.kind}]" for d in backend.devices()) for name, backend in backends().items()
+    }
+    return Diagnosis(versions, working, registry.reasons(), selection.current())
