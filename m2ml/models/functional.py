@@ -16,13 +16,13 @@ Params = Any
 
 @dataclass(frozen=True, eq=False)
 class Functional:
-    """``init(seed) -> params`` and ``apply(params, *inputs) -> outputs``; both can be traced."""
+    """``init(key) -> params`` and ``apply(params, *inputs) -> outputs``; both can be traced."""
 
     make: Callable[[nnx.Rngs], Any]
 
-    def init(self, seed: int | jax.Array) -> Params:
-        """The initial parameters of ``seed``."""
-        return nnx.to_pure_dict(nnx.state(self.make(nnx.Rngs(jax.random.key(seed))), nnx.Param))
+    def init(self, key: jax.Array) -> Params:
+        """Initial parameters drawn from a typed random key (``jax.random.key``)."""
+        return nnx.to_pure_dict(nnx.state(self.make(nnx.Rngs(key)), nnx.Param))
 
     def apply(self, params: Params, *inputs: Any, **kwargs: Any) -> Any:
         """The module with ``params``, called on the inputs."""
@@ -32,7 +32,7 @@ class Functional:
 
     def shapes(self) -> Params:
         """The parameters as `jax.ShapeDtypeStruct`, without computing any."""
-        return jax.eval_shape(lambda: self.init(0))
+        return jax.eval_shape(self.init, jax.random.key(0))
 
 
 def functional(module: Callable[..., Any], config: Any) -> Functional:
