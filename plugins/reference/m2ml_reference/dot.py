@@ -28,9 +28,9 @@ def contract(x: Array, y: Array, dimension_numbers: tuple) -> Array:
     batch = [x.shape[i] for i in x_batch]
     rows, columns = [x.shape[i] for i in x_free], [y.shape[i] for i in y_free]
     inner = math.prod(x.shape[i] for i in x_sum)
-    left = x.transpose(*x_batch, *x_free, *x_sum).reshape(*batch, math.prod(rows), inner)
-    right = y.transpose(*y_batch, *y_sum, *y_free).reshape(*batch, inner, math.prod(columns))
-    return (left @ right).reshape(*batch, *rows, *columns)
+    left = x.transpose((*x_batch, *x_free, *x_sum)).reshape((*batch, math.prod(rows), inner))
+    right = y.transpose((*y_batch, *y_sum, *y_free)).reshape((*batch, inner, math.prod(columns)))
+    return (left @ right).reshape((*batch, *rows, *columns))
 
 
 @rules.define("dot_general")
@@ -49,7 +49,7 @@ def _group_masks(sizes: Array, length: int) -> Array:
 
 @rules.define("ragged_dot")
 def ragged_dot(equation: Equation, x: Array, y: Array, sizes: Array) -> Array:
-    """Rows of ``x`` [m, k] in consecutive groups, each with its own matrix of ``y`` [g, k, n]; rows after them are 0."""
+    """Rows of ``x`` [m, k] in consecutive groups, each with its own matrix of ``y`` [g, k, n]; rows past them: 0."""
     x, y = operands_for(equation, x, y)
     masks = _group_masks(sizes, x.shape[0])
     return sum(

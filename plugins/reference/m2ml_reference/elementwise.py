@@ -139,7 +139,10 @@ def logistic(equation: Equation, x: Array) -> Array:
 
 @rules.define("sign")
 def sign(equation: Equation, x: Array) -> Array:
-    """-1, 0 or 1; the sign of a zero and NaN are kept."""
+    """-1, 0 or 1, or a complex number's direction; the sign of a zero and NaN are kept."""
+    if is_complex(x.dtype):
+        size = np.abs(x)
+        return np.where(x == 0, x, _complex(x.real / size, x.imag / size))
     return np.where(x == 0, x, np.sign(x))
 
 
@@ -157,19 +160,33 @@ def nextafter(equation: Equation, x: Array, y: Array) -> Array:
     return widen(np.nextafter(narrow(x, equation.dtype), narrow(y, equation.dtype)))
 
 
+def larger(x: Array, y: Array) -> Array:
+    """The larger; NaN wins, 0 is larger than -0, and complex numbers compare by real part first."""
+    if is_complex(x.dtype):
+        return np.where((x.real > y.real) | ((x.real == y.real) & (x.imag > y.imag)), x, y)
+    return np.where((x == 0) & (y == 0), x + y, np.maximum(x, y)) if is_float(x.dtype) else np.maximum(x, y)
+
+
+def smaller(x: Array, y: Array) -> Array:
+    """The smaller; NaN wins, -0 is smaller than 0, and complex numbers compare by real part first."""
+    if is_complex(x.dtype):
+        return -larger(-x, -y)
+    return np.where((x == 0) & (y == 0), -(-x - y), np.minimum(x, y)) if is_float(x.dtype) else np.minimum(x, y)
+
+
 @rules.define("max")
 def maximum(equation: Equation, x: Array, y: Array) -> Array:
-    return np.maximum(x, y)
+    return larger(x, y)
 
 
 @rules.define("min")
 def minimum(equation: Equation, x: Array, y: Array) -> Array:
-    return np.minimum(x, y)
+    return smaller(x, y)
 
 
 @rules.define("clamp")
 def clamp(equation: Equation, low: Array, x: Array, high: Array) -> Array:
-    return np.minimum(np.maximum(x, low), high)
+    return smaller(larger(x, low), high)
 
 
 @rules.define("select_n")
@@ -184,6 +201,10 @@ def select_n(equation: Equation, which: Array, *cases: Array) -> Array:
 
 @rules.define("complex")
 def complex_(equation: Equation, real: Array, imag: Array) -> Array:
+    return _complex(real, imag)
+
+
+def _complex(real: Array, imag: Array) -> Array:
     result = np.empty(np.broadcast_shapes(real.shape, imag.shape), np.complex128)
     result.real, result.imag = real, imag
     return result

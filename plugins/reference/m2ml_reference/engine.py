@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from m2ml.backend import Executable
-from m2ml.interpreted import CONTROL_FLOW, InterpreterBackend
+from m2ml.control import CONTROL_FLOW
+from m2ml.interpreted import InterpreterBackend
 from m2ml.interpreter import Code, Equation, Rule
 from m2ml.program import Program
 from m2ml_reference.bodies import BODY_RULES
@@ -27,6 +28,7 @@ FAMILIES = (
     "dot",
     "indexing",
     "sorting",
+    "linalg",
     "fft",
     "random",
     "callbacks",

@@ -97,7 +97,7 @@ def gather(equation: Equation, operand: Array, indices: Array) -> Array:
             fill = np.asarray(_fill_value(equation)).astype(operand.dtype)
             windows = np.where(known.reshape(batch + (1,) * operand.ndim), windows, fill)
     kept = [size for axis, size in enumerate(sizes) if axis not in dropped]
-    return windows.reshape(*batch, *kept).transpose(_place(len(batch), numbers.offset_dims, len(equation.shape)))
+    return windows.reshape((*batch, *kept)).transpose(_place(len(batch), numbers.offset_dims, len(equation.shape)))
 
 
 def _take(operand: Array, starts: Sequence[Array], sizes: Sequence[int], batch: Sequence[int]) -> Array:
@@ -146,7 +146,7 @@ def plan_scatter(equation: Equation, operand: Array, indices: Array, updates: Ar
         numbers.scatter_indices_batching_dims,
     )
     order = _place(len(batch), numbers.update_window_dims, updates.ndim)
-    values = updates.transpose(np.argsort(order)).reshape(*batch, *sizes)
+    values = updates.transpose(np.argsort(order)).reshape((*batch, *sizes))
     targets = np.zeros((*batch, *sizes), np.int64)
     for length, position in zip(operand.shape, positions(starts, operand.shape, sizes, len(batch)), strict=True):
         targets = targets * length + position

@@ -1,6 +1,7 @@
 """Sorting and selection of the largest.
 
-The order is total: NaN, whatever its sign, comes after infinity, and both zeros are equal.
+`sort` puts NaN, whatever its sign, after infinity and takes both zeros for equal; `top_k` goes by the total
+order of the bits, in which -NaN is smallest and -0 smaller than 0.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from m2ml.interpreter import Equation
+from m2ml_reference.elementwise import total_order
 from m2ml_reference.values import Array, rules
 
 
@@ -27,7 +29,7 @@ def sort(equation: Equation, *operands: Array) -> list[Array]:
 
 def largest(x: Array, k: int, axis: int) -> list[Array]:
     """The ``k`` largest in falling order and where they stand; of equals the first comes first."""
-    backwards = np.flip(x, axis)
+    backwards = np.flip(total_order(x, x.dtype), axis)
     order = x.shape[axis] - 1 - np.flip(np.argsort(backwards, axis=axis, kind="stable"), axis)
     chosen = np.take(order, np.arange(k), axis=axis)
     return [np.take_along_axis(x, chosen, axis), chosen]
