@@ -1,0 +1,135 @@
+"""Convolutions: MLX's own where it has one, patches and a matrix product for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from m2ml.interpreter import Equation
+from m2ml_mlx.rules.dot import matrix_product
+from m2ml_mlx.rules.elementwise import complex_of, convert
+from m2ml_mlx.rules.structure import pad_with, permute
+from m2ml_mlx.rules.table import FLOATS, constant_like, full, is_complex, out_dtype, rules
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """What a convolution does along its spatial axes, and into how many groups of features or of batches it falls."""
+
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    input_dilation: tuple[int, ...]
+    kernel_dilation: tuple[int, ...]
+    feature_groups: int
+    batch_groups: int
+
+    @property
+    def groups(self) -> int:
+        return self.feature_groups * self.batch_groups
+
+    def output_sizes(self, x: Sequence[int], kernel: Sequence[int]) -> list[int]:
+        """Spatial sizes of the output, from those of the input and of the kernel."""
+        sizes = []
+        for axis, (n, k) in enumerate(zip(x, kernel, strict=True)):
+            span = (n - 1) * self.input_dilation[axis] + 1 + sum(self.padding[axis])
+            sizes.append((span - (k - 1) * self.kernel_dilation[axis] - 1) // self.strides[axis] + 1)
+        return sizes
+
+
+@rules.define("conv_general_dilated")
+def conv_general_dilated(equation: Equation, x: mx.array, kernel: mx.array) -> mx.array:
+    params = equation.params
+    numbers = params["dimension_numbers"]
+    dtype = out_dtype(equation)
+    if 0 in equation.shape or x.size == 0 or kernel.size == 0:
+        return full(equation.shape, 0, dtype)
+    if dtype in FLOATS or dtype == mx.complex64:
+        x, kernel = convert(x, dtype), convert(kernel, dtype)
+    batch, feature, *spatial = numbers.lhs_spec
+    x = permute(x, [batch, *spatial, feature])
+    out_feature, in_feature, *spatial = numbers.rhs_spec
+    kernel = permute(kernel, [out_feature, *spatial, in_feature])
+    conv = Convolution(
+        tuple(params["window_strides"]),
+        tuple((low, high) for low, high in params["padding"]),
+        tuple(params["lhs_dilation"]),
+        tuple(params["rhs_dilation"]),
+        params["feature_group_count"],
+        params["batch_group_count"],
+    )
+    out = convolve(x, kernel, conv, dtype)
+    batch, feature, *spatial = numbers.out_spec
+    order = {batch: 0, feature: out.ndim - 1} | {axis: i + 1 for i, axis in enumerate(spatial)}
+    return permute(out, [order[axis] for axis in range(out.ndim)])
+
+
+def convolve(x: mx.array, kernel: mx.array, conv: Convolution, dtype: mx.Dtype) -> mx.array:
+    """[batch, *spatial, in] with [out, *spatial, in / groups] gives [batch, *spatial, out]."""
+    if is_complex(x):
+        a, b, c, d = mx.real(x), mx.imag(x), mx.real(kernel), mx.imag(kernel)
+        real = convolve(a, c, conv, mx.float32) - convolve(b, d, conv, mx.float32)
+        return complex_of(real, convolve(a, d, conv, mx.float32) + convolve(b, c, conv, mx.float32))
+    sizes = conv.output_sizes(x.shape[1:-1], kernel.shape[1:-1])
+    native = x.dtype in FLOATS and 1 <= len(sizes) <= (3 if conv.groups == 1 else 2)
+    # A kernel larger than the output is the gradient of a kernel: few outputs, long sums.
+    if native and math.prod(kernel.shape[1:-1]) <= math.prod(sizes):
+        return _native(x, kernel, conv)
+    return _by_patches(x, kernel, conv, sizes, dtype)
+
+
+def _native(x: mx.array, kernel: mx.array, conv: Convolution) -> mx.array:
+    padding, spread = conv.padding, conv.input_dilation
+    if min(edge for edges in padding for edge in edges) < 0:
+        x = _padded(x, conv)
+        padding, spread = ((0, 0),) * len(padding), (1,) * len(padding)
+    if conv.batch_groups > 1:
+        x = mx.unflatten(x, 0, (conv.batch_groups, -1))
+        x = mx.flatten(mx.moveaxis(x, 0, -2), -2)
+    low, high = zip(*padding, strict=True)
+    return mx.conv_general(
+        x,
+        kernel,
+        stride=conv.strides,
+        padding=(low, high),
+        kernel_dilation=conv.kernel_dilation,
+        input_dilation=spread,
+        groups=conv.groups,
+    )
+
+
+def _padded(x: mx.array, conv: Convolution) -> mx.array:
+    """``x`` with its padding and dilation written out as zeros; its spatial axes begin at 1."""
+    edges = [(low, high, step - 1) for (low, high), step in zip(conv.padding, conv.input_dilation, strict=True)]
+    others = [(0, 0, 0)] * (x.ndim - 1 - len(edges))
+    return pad_with(x, constant_like(x, 0), [(0, 0, 0), *edges, *others])
+
+
+def _by_patches(x: mx.array, kernel: mx.array, conv: Convolution, sizes: Sequence[int], dtype: mx.Dtype) -> mx.array:
+    """One matrix product per group over a copy of every window; exact for integers.
+
+    In the gradient of a kernel the features are the original batch and the batch is the original features:
+    [features, *spatial, groups, batch] is then how the input lies in memory.
+    """
+    groups, window, dims = conv.groups, kernel.shape[1:-1], len(sizes)
+    if conv.batch_groups > 1:
+        x = mx.unflatten(x, 0, (groups, -1))
+        order = (x.ndim - 1, *range(2, 2 + dims), 0, 1)
+    else:
+        x = mx.unflatten(x, -1, (groups, -1))
+        order = (x.ndim - 1, *range(1, 1 + dims), x.ndim - 2, 0)
+    x = _padded(mx.transpose(x, order), conv)
+    features, batch = x.shape[0], x.shape[-1]
+    strides = [math.prod(x.shape[i + 1 :]) for i in range(x.ndim)]
+    steps = [s * d for s, d in zip(strides[1:-2], conv.kernel_dilation, strict=True)]
+    starts = [s * d for s, d in zip(strides[1:-2], conv.strides, strict=True)]
+    shape, inner = (groups, features, *window, *sizes, batch), features * math.prod(window)
+    patches = mx.as_strided(x, shape, (strides[-2], strides[0], *steps, *starts, 1))
+    patches = mx.reshape(patches, (groups, inner, math.prod(sizes) * batch))
+    weights = mx.unflatten(kernel, 0, (groups, -1))
+    weights = mx.transpose(weights, (0, weights.ndim - 1, *range(2, 2 + dims), 1))
+    weights = mx.swapaxes(mx.reshape(weights, (groups, inner, -1)), -1, -2)
+    out = mx.reshape(matrix_product(weights, patches, dtype), (kernel.shape[0], *sizes, batch))
+    return mx.swapaxes(out, 0, -1)

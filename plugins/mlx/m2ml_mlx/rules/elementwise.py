@@ -1,0 +1,357 @@
+"""Arithmetic, comparisons, choices and conversions, element by element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from m2ml.interpreter import Equation
+from m2ml_mlx.rules.table import (
+    FLOATS,
+    SIGNED,
+    UNSIGNED,
+    as_signed,
+    bits,
+    cast,
+    constant,
+    constant_like,
+    highest,
+    is_bool,
+    is_complex,
+    is_float,
+    lowest,
+    out_dtype,
+    rules,
+    unsupported,
+    wide,
+)
+
+#: Primitives whose meaning is exactly that of one MLX function.
+_SAME_UNARY: dict[str, Callable[[mx.array], mx.array]] = {
+    "abs": mx.abs,
+    "acos": mx.arccos,
+    "acosh": mx.arccosh,
+    "asin": mx.arcsin,
+    "asinh": mx.arcsinh,
+    "atan": mx.arctan,
+    "atanh": mx.arctanh,
+    "ceil": mx.ceil,
+    "conj": mx.conjugate,
+    "cos": mx.cos,
+    "cosh": mx.cosh,
+    "exp": mx.exp,
+    "floor": mx.floor,
+    "imag": mx.imag,
+    "is_finite": mx.isfinite,
+    "log": mx.log,
+    "log1p": mx.log1p,
+    "log2": mx.log2,
+    "neg": mx.negative,
+    "real": mx.real,
+    "rsqrt": mx.rsqrt,
+    "sin": mx.sin,
+    "sinh": mx.sinh,
+    "sqrt": mx.sqrt,
+    "square": mx.square,
+    "tan": mx.tan,
+    "tanh": mx.tanh,
+}
+_SAME_BINARY: dict[str, Callable[[mx.array, mx.array], mx.array]] = {
+    "add": mx.add,
+    "add_any": mx.add,
+    "atan2": mx.arctan2,
+    "eq": mx.equal,
+    "ge": mx.greater_equal,
+    "gt": mx.greater,
+    "le": mx.less_equal,
+    "lt": mx.less,
+    "mul": mx.multiply,
+    "ne": mx.not_equal,
+    "sub": mx.subtract,
+}
+
+
+def _unary(function: Callable[[mx.array], mx.array]) -> Callable[[Equation, mx.array], mx.array]:
+    return lambda _, x: function(x)
+
+
+def _binary(function: Callable[[mx.array, mx.array], mx.array]) -> Callable[[Equation, mx.array, mx.array], mx.array]:
+    return lambda _, x, y: function(x, y)
+
+
+for _name, _function in _SAME_UNARY.items():
+    rules.define(_name)(_unary(_function))
+for _name, _function_of_two in _SAME_BINARY.items():
+    rules.define(_name)(_binary(_function_of_two))
+
+
+# Arithmetic -------------------------------------------------------------------------------------------
+
+
+@rules.define("sign")
+def sign(_: Equation, x: mx.array) -> mx.array:
+    # MLX gives 0 for NaN and loses the sign of a zero.
+    return mx.where(mx.abs(x) > 0, mx.sign(x), x) if is_float(x) else mx.sign(x)
+
+
+@rules.define("round")
+def round_(equation: Equation, x: mx.array) -> mx.array:
+    if equation.params["rounding_method"].name == "TO_NEAREST_EVEN":
+        return mx.round(x)
+    size = mx.abs(x)
+    whole = mx.floor(size)
+    whole = mx.where(size - whole >= 0.5, whole + 1, whole)
+    return mx.where(x < 0, -whole, mx.where(x == 0, x, whole))
+
+
+@rules.define("max")
+def max_(equation: Equation, x: mx.array, y: mx.array) -> mx.array:
+    return _extremum(equation, x, y, mx.maximum, mx.add)
+
+
+@rules.define("min")
+def min_(equation: Equation, x: mx.array, y: mx.array) -> mx.array:
+    return _extremum(equation, x, y, mx.minimum, lambda x, y: -(-x - y))
+
+
+def _extremum(equation: Equation, x: mx.array, y: mx.array, pick: Any, of_zeros: Any) -> mx.array:
+    """``pick(x, y)``; MLX takes the second of two equal operands, so zeros of unlike sign need help.
+
+    A scalar operand, such as the 0 of a relu, goes second and decides alone.
+    """
+    if is_complex(x):
+        return _complex_extremum(x, y, mx.greater if pick is mx.maximum else mx.less)
+    if not is_float(x):
+        return pick(x, y)
+    if x.ndim < y.ndim or y.ndim == 0:
+        return pick(y, x) if x.ndim < y.ndim else pick(x, y)
+    return mx.where(mx.logical_and(x == 0, y == 0), of_zeros(x, y), pick(x, y))
+
+
+def _complex_extremum(x: mx.array, y: mx.array, beyond: Any) -> mx.array:
+    """Complex numbers in lexicographic order; a comparison with NaN is false, and the second operand is taken."""
+    real_x, real_y = mx.real(x), mx.real(y)
+    ties = mx.logical_and(real_x == real_y, beyond(mx.imag(x), mx.imag(y)))
+    return mx.where(mx.logical_or(beyond(real_x, real_y), ties), x, y)
+
+
+@rules.define("clamp")
+def clamp(_: Equation, low: mx.array, x: mx.array, high: mx.array) -> mx.array:
+    return mx.minimum(mx.maximum(x, low), high)
+
+
+@rules.define("pow")
+def pow_(_: Equation, x: mx.array, y: mx.array) -> mx.array:
+    return mx.power(x, cast(y, x.dtype))
+
+
+@rules.define("integer_pow")
+def integer_pow(equation: Equation, x: mx.array) -> mx.array:
+    exponent = equation.params["y"]
+    if exponent == 0:
+        return mx.ones_like(x)
+    power: mx.array | None = None
+    square, left = x, abs(exponent)
+    while left:
+        if left & 1:
+            power = square if power is None else power * square
+        left >>= 1
+        square = mx.square(square) if left else square
+    assert power is not None
+    return mx.reciprocal(power) if exponent < 0 else power
+
+
+@rules.define("one_minus_square")
+def one_minus_square(_: Equation, x: mx.array) -> mx.array:
+    one = constant_like(x, 1)
+    return (one - x) * (one + x)
+
+
+@rules.define("polynomial")
+def polynomial(_: Equation, x: mx.array, *coefficients: mx.array) -> mx.array:
+    total = mx.broadcast_to(coefficients[-1], x.shape)
+    for coefficient in reversed(coefficients[:-1]):
+        total = total * x + coefficient
+    return total
+
+
+@rules.define("exp2")
+def exp2(_: Equation, x: mx.array) -> mx.array:
+    if is_complex(x):
+        return mx.exp(x * math.log(2.0))
+    return mx.power(constant_like(x, 2.0), x)
+
+
+@rules.define("expm1")
+def expm1(_: Equation, x: mx.array) -> mx.array:
+    if not is_complex(x):
+        return mx.expm1(x)
+    real, imag = mx.real(x), mx.imag(x)
+    # exp(a) cos(b) - 1 without the cancellation at small a and b.
+    return complex_of(mx.expm1(real) * mx.cos(imag) - 2 * mx.square(mx.sin(imag / 2)), mx.exp(real) * mx.sin(imag))
+
+
+@rules.define("logistic")
+def logistic(_: Equation, x: mx.array) -> mx.array:
+    return mx.reciprocal(1 + mx.exp(-x)) if is_complex(x) else mx.sigmoid(x)
+
+
+@rules.define("cbrt")
+def cbrt(_: Equation, x: mx.array) -> mx.array:
+    a = mx.abs(wide(x))
+    root = mx.power(a, constant_like(a, 1 / 3))
+    # One Newton step: pow of a rounded 1/3 is off by several units at large exponents.
+    root = mx.where(mx.logical_and(a > 0, mx.isfinite(a)), root - (root - a / mx.square(root)) / 3, a)
+    return mx.where(x < 0, -cast(root, x.dtype), mx.where(x == 0, x, cast(root, x.dtype)))
+
+
+@rules.define("complex")
+def complex_(_: Equation, real: mx.array, imag: mx.array) -> mx.array:
+    return complex_of(real, imag)
+
+
+def complex_of(real: mx.array, imag: mx.array) -> mx.array:
+    """A complex array from its parts; unlike ``real + 1j * imag`` it is right for infinities and -0."""
+    pairs = mx.stack(mx.broadcast_arrays(real, imag), axis=-1)
+    return mx.squeeze(pairs.view(mx.complex64), -1)
+
+
+# Choices and comparisons --------------------------------------------------------------------------------
+
+
+@rules.define("select_n")
+def select_n(_: Equation, which: mx.array, *cases: mx.array) -> mx.array:
+    if is_bool(which) and len(cases) == 2:
+        return mx.where(which, cases[1], cases[0])
+    out = cases[-1]
+    for index in reversed(range(len(cases) - 1)):
+        out = mx.where(which <= index, cases[index], out)
+    return out
+
+
+def total_order(x: mx.array) -> mx.array:
+    """Integers (or ``x`` itself) ordered as IEEE's total order: -NaN < -inf < ... < -0 < 0 < ... < inf < NaN."""
+    if not is_float(x):
+        return x
+    key = as_signed(x)
+    return mx.where(key < 0, mx.bitwise_xor(key, constant_like(key, highest(key.dtype))), key)
+
+
+@rules.define("eq_to")
+def eq_to(_: Equation, x: mx.array, y: mx.array) -> mx.array:
+    return total_order(x) == total_order(y)
+
+
+@rules.define("le_to")
+def le_to(_: Equation, x: mx.array, y: mx.array) -> mx.array:
+    return total_order(x) <= total_order(y)
+
+
+@rules.define("lt_to")
+def lt_to(_: Equation, x: mx.array, y: mx.array) -> mx.array:
+    return total_order(x) < total_order(y)
+
+
+# Conversions -------------------------------------------------------------------------------------------
+
+
+@rules.define("convert_element_type")
+def convert_element_type(equation: Equation, x: mx.array) -> mx.array:
+    return convert(x, out_dtype(equation))
+
+
+def convert(x: mx.array, dtype: mx.Dtype) -> mx.array:
+    """``x`` in ``dtype``: floats to integers round towards zero and saturate, and NaN becomes 0."""
+    if x.dtype == dtype:
+        return x
+    if dtype == mx.bool_:
+        return mx.not_equal(x, constant_like(x, 0))
+    if is_complex(x) and dtype != mx.complex64:
+        return convert(mx.real(x), dtype)
+    if is_float(x) and dtype not in FLOATS and dtype != mx.complex64:
+        return _float_to_integer(wide(x), dtype)
+    return x.astype(dtype)
+
+
+def _float_to_integer(x: mx.array, dtype: mx.Dtype) -> mx.array:
+    least, most = lowest(dtype), highest(dtype)
+    if bits(dtype) < 32:
+        limited = mx.clip(x, constant_like(x, least), constant_like(x, most))
+        return mx.where(mx.isnan(x), constant(0, mx.int32), limited.astype(mx.int32)).astype(dtype)
+    # The greatest integer is not a float, the power of two after it is.
+    inside = mx.where(x < float(most + 1), x, constant_like(x, 0)).astype(dtype)
+    if dtype in UNSIGNED.values():
+        inside = mx.where(x > 0, inside, constant(0, dtype))
+    else:
+        inside = mx.where(x >= float(least), inside, constant(least, dtype))
+    inside = mx.where(x >= float(most + 1), constant(most, dtype), inside)
+    return mx.where(mx.isnan(x), constant(0, dtype), inside)
+
+
+@rules.define("bitcast_convert_type")
+def bitcast_convert_type(equation: Equation, x: mx.array) -> mx.array:
+    target = out_dtype(equation)
+    if x.dtype == target:
+        return x
+    if mx.bool_ in (x.dtype, target) or x.dtype.size == target.size:
+        return x.view(target)
+    if x.dtype.size < target.size:
+        return mx.squeeze(mx.contiguous(x).view(target), -1)
+    return mx.expand_dims(x, -1).view(target)
+
+
+@rules.define("reduce_precision")
+def reduce_precision(equation: Equation, x: mx.array) -> mx.array:
+    exponent, mantissa = equation.params["exponent_bits"], equation.params["mantissa_bits"]
+    narrow = {(5, 10): mx.float16, (8, 7): mx.bfloat16, (8, 23): mx.float32, (11, 52): mx.float64}
+    target = narrow.get((exponent, mantissa))
+    if target == x.dtype:
+        return x
+    if is_complex(x):
+        raise unsupported(equation, "complex numbers have no reduced precision")
+    if x.dtype == mx.float64:
+        return _round_bits(x, exponent, mantissa, 52, 11)
+    return cast(_round_bits(x.astype(mx.float32), exponent, mantissa, 23, 8), x.dtype)
+
+
+def _round_bits(x: mx.array, exponent: int, mantissa: int, own_mantissa: int, own_exponent: int) -> mx.array:
+    """Round the significand of ``x`` to nearest even, then flush and overflow to the narrower exponent range."""
+    pattern = x.view(UNSIGNED[x.dtype.size])
+    magnitude_mask = highest(SIGNED[x.dtype.size])
+    sign = mx.bitwise_and(pattern, constant_like(pattern, magnitude_mask + 1))
+    drop = own_mantissa - mantissa
+    if drop > 0:
+        last = mx.bitwise_and(mx.right_shift(pattern, constant_like(pattern, drop)), constant_like(pattern, 1))
+        pattern = pattern + last + constant_like(pattern, (1 << (drop - 1)) - 1)
+        pattern = mx.bitwise_and(pattern, constant_like(pattern, 2 * magnitude_mask + 1 - ((1 << drop) - 1)))
+    if exponent < own_exponent:
+        bias, own_bias = (1 << (exponent - 1)) - 1, (1 << (own_exponent - 1)) - 1
+        size = mx.bitwise_and(pattern, constant_like(pattern, magnitude_mask))
+        exponent_mask = constant_like(pattern, ((1 << own_exponent) - 1) << own_mantissa)
+        overflows = size >= constant_like(size, (own_bias + bias + 1) << own_mantissa)
+        flushes = size < constant_like(size, (own_bias - bias + 1) << own_mantissa)
+        pattern = mx.where(overflows, mx.bitwise_or(sign, exponent_mask), mx.where(flushes, sign, pattern))
+    return mx.where(mx.isnan(x), x, pattern.view(x.dtype))
+
+
+# Order of evaluation -------------------------------------------------------------------------------------
+
+
+@rules.define("optimization_barrier")
+def optimization_barrier(_: Equation, *arrays: mx.array) -> list[mx.array]:
+    """Every output depends on every input, so that a repeated computation is not merged with the first."""
+    return mx.depends(list(arrays), list(arrays)) if arrays else []
+
+
+@rules.define("nextafter")
+def nextafter(_: Equation, x: mx.array, y: mx.array) -> mx.array:
+    key = as_signed(x)
+    one = constant_like(key, 1)
+    away = mx.where(mx.equal(x > 0, y > x), key + one, key - one).view(x.dtype)
+    smallest = constant_like(key, 1).view(x.dtype)
+    from_zero = mx.where(y > 0, smallest, -smallest)
+    moved = mx.where(x == 0, from_zero, away)
+    return mx.where(mx.logical_or(mx.isnan(x), mx.isnan(y)), x + y, mx.where(x == y, y, moved))

@@ -1,0 +1,214 @@
+"""Reductions, positions of extremes, and running reductions along an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from m2ml.interpreter import Code, Equation
+from m2ml_mlx.rules.elementwise import total_order
+from m2ml_mlx.rules.table import (
+    UNSIGNED,
+    cast,
+    constant,
+    constant_like,
+    highest,
+    is_bool,
+    is_complex,
+    is_float,
+    lowest,
+    out_dtype,
+    rules,
+    unsupported,
+    wide,
+)
+
+Reduce = Callable[[mx.array, Sequence[int]], mx.array]
+
+
+def reduce_sum(x: mx.array, axes: Sequence[int]) -> mx.array:
+    """The sum in the dtype of ``x``: integers wrap, booleans or."""
+    if not axes:
+        return x
+    return mx.any(x, axes) if is_bool(x) else cast(mx.sum(x, axes), x.dtype)
+
+
+def reduce_prod(x: mx.array, axes: Sequence[int]) -> mx.array:
+    """The product in the dtype of ``x``: integers wrap, booleans and."""
+    if not axes:
+        return x
+    return mx.all(x, axes) if is_bool(x) else cast(mx.prod(x, axes), x.dtype)
+
+
+def reduce_max(x: mx.array, axes: Sequence[int]) -> mx.array:
+    return _extreme(x, axes, mx.max, "max")
+
+
+def reduce_min(x: mx.array, axes: Sequence[int]) -> mx.array:
+    return _extreme(x, axes, mx.min, "min")
+
+
+def identity_of(monoid: str, dtype: mx.Dtype) -> mx.array:
+    """The value of ``dtype`` that a monoid of `REDUCTIONS` leaves out of account."""
+    if monoid in ("max", "min"):
+        return constant((lowest if monoid == "max" else highest)(mx.float32 if dtype == mx.complex64 else dtype), dtype)
+    if monoid == "and":
+        return constant(True if dtype == mx.bool_ else highest(dtype) if dtype in UNSIGNED.values() else -1, dtype)
+    return constant(1 if monoid == "mul" else 0, dtype)
+
+
+def _extreme(x: mx.array, axes: Sequence[int], pick: Any, monoid: str) -> mx.array:
+    if not axes:
+        return x
+    if any(x.shape[axis] == 0 for axis in axes):
+        shape = [n for axis, n in enumerate(x.shape) if axis not in axes]
+        return mx.broadcast_to(identity_of(monoid, x.dtype), shape)
+    return pick(x, axes)
+
+
+def reduce_and(x: mx.array, axes: Sequence[int]) -> mx.array:
+    return mx.all(x, axes) if is_bool(x) else _fold(x, axes, "and")
+
+
+def reduce_or(x: mx.array, axes: Sequence[int]) -> mx.array:
+    return mx.any(x, axes) if is_bool(x) else _fold(x, axes, "or")
+
+
+def reduce_xor(x: mx.array, axes: Sequence[int]) -> mx.array:
+    if is_bool(x):
+        return mx.bitwise_and(mx.sum(x, axes), 1).astype(mx.bool_)
+    return _fold(x, axes, "xor")
+
+
+def _fold(x: mx.array, axes: Sequence[int], monoid: str) -> mx.array:
+    """Combine halves until one element is left: for monoids that MLX has no reduction for."""
+    for axis in axes:
+        if x.shape[axis] == 0:
+            x = mx.broadcast_to(identity_of(monoid, x.dtype), [1 if i == axis else n for i, n in enumerate(x.shape)])
+        while (n := x.shape[axis]) > 1:
+            low, high, *rest = mx.split(x, [n // 2, n // 2 * 2], axis=axis)
+            x = combine(monoid, low, high)
+            x = mx.concatenate([x, *rest], axis=axis) if n % 2 else x
+    return mx.squeeze(x, list(axes))
+
+
+#: Monoid (the primitive that combines two elements) -> its reduction over axes.
+REDUCTIONS: dict[str, Reduce] = {
+    "add": reduce_sum,
+    "mul": reduce_prod,
+    "max": reduce_max,
+    "min": reduce_min,
+    "and": reduce_and,
+    "or": reduce_or,
+    "xor": reduce_xor,
+}
+_COMBINE: dict[str, Callable[[mx.array, mx.array], mx.array]] = {
+    "add": mx.add,
+    "mul": mx.multiply,
+    "max": mx.maximum,
+    "min": mx.minimum,
+    "and": mx.bitwise_and,
+    "or": mx.bitwise_or,
+    "xor": mx.bitwise_xor,
+}
+_NAMES = {"add": "sum", "mul": "prod"}
+
+
+def _reduction(function: Reduce) -> Callable[[Equation, mx.array], mx.array]:
+    return lambda equation, x: function(x, list(equation.params["axes"]))
+
+
+for _monoid, _function in REDUCTIONS.items():
+    rules.define(f"reduce_{_NAMES.get(_monoid, _monoid)}")(_reduction(_function))
+
+
+def monoid_of(body: Code) -> str | None:
+    """The primitive that ``body`` applies to its two arguments, if it does just that with one of `REDUCTIONS`."""
+    if len(body.steps) != 1 or len(body.outputs) != 1 or len(body.inputs) != 2:
+        return None
+    step = body.steps[0]
+    known = step.equation.name in REDUCTIONS and sorted(step.inputs) == sorted(body.inputs)
+    return step.equation.name if known and step.outputs == body.outputs else None
+
+
+def combine(monoid: str, x: mx.array, y: mx.array) -> mx.array:
+    """Two arrays combined by a monoid of `REDUCTIONS`."""
+    return _COMBINE[monoid](x, y)
+
+
+def body_of(equation: Equation) -> Code:
+    """The combining function of a generic reduction."""
+    return next(value for value in equation.params.values() if isinstance(value, Code))
+
+
+@rules.define("reduce")
+def reduce(equation: Equation, *arrays: mx.array) -> mx.array:
+    monoid = monoid_of(body_of(equation)) if len(arrays) == 2 else None
+    if monoid is None:
+        raise unsupported(equation, "its function is not a single sum, product, maximum, minimum or bit operation")
+    x, initial = arrays
+    return combine(monoid, REDUCTIONS[monoid](x, list(equation.params["dimensions"])), initial)
+
+
+# Positions ----------------------------------------------------------------------------------------------
+
+
+@rules.define("argmax")
+def argmax(equation: Equation, x: mx.array) -> mx.array:
+    return _position(equation, x, mx.argmax, highest)
+
+
+@rules.define("argmin")
+def argmin(equation: Equation, x: mx.array) -> mx.array:
+    return _position(equation, x, mx.argmin, lowest)
+
+
+def _position(equation: Equation, x: mx.array, pick: Any, extreme: Callable[[mx.Dtype], Any]) -> mx.array:
+    """The first extreme, or the first NaN: MLX passes over NaN, so floats become integers of the same order."""
+    (axis,) = equation.params["axes"]
+    if is_complex(x):
+        raise unsupported(equation, "complex numbers have no order in MLX")
+    if is_float(x):
+        key = total_order(x + 0.0)  # -0 + 0 is 0: zeros of either sign are equal
+        x = mx.where(mx.isnan(x), constant_like(key, extreme(key.dtype)), key)
+    if is_bool(x):
+        x = x.astype(mx.uint8)
+    return cast(pick(x, axis), out_dtype(equation))
+
+
+# Running reductions ---------------------------------------------------------------------------------------
+
+_RUNNING: dict[str, Any] = {
+    "cumsum": mx.cumsum,
+    "cumprod": mx.cumprod,
+    "cummax": mx.cummax,
+    "cummin": mx.cummin,
+}
+
+
+def running(name: str, x: mx.array, axis: int, reverse: bool) -> mx.array:
+    """A running reduction in the dtype of ``x``, accumulated in float32 for half precision."""
+    if x.size == 0:
+        return x
+    out = _RUNNING[name](wide(x), axis=axis, reverse=reverse)
+    return cast(out, x.dtype)
+
+
+def _running_rule(name: str) -> Callable[[Equation, mx.array], mx.array]:
+    return lambda equation, x: running(name, x, equation.params["axis"], equation.params["reverse"])
+
+
+for _name in _RUNNING:
+    rules.define(_name)(_running_rule(_name))
+
+
+@rules.define("cumlogsumexp")
+def cumlogsumexp(equation: Equation, x: mx.array) -> mx.array:
+    if x.size == 0:
+        return x
+    if is_complex(x):
+        raise unsupported(equation, "MLX has no complex cumulative logsumexp")
+    axis, reverse = equation.params["axis"], equation.params["reverse"]
+    return cast(mx.logcumsumexp(wide(x), axis=axis, reverse=reverse), x.dtype)
