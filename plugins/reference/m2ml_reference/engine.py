@@ -31,6 +31,7 @@ FAMILIES = (
     "linalg",
     "fft",
     "random",
+    "gamma",
     "callbacks",
 )
 

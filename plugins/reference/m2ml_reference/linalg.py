@@ -64,8 +64,8 @@ def _checked(*results: Any) -> Sequence[Any]:
 
 @_define("cholesky", 2)
 def cholesky(equation: Equation, a: Array) -> Array:
-    """The lower factor; only the lower triangle is read."""
-    return np.linalg.cholesky(a) if a.size else a
+    """The lower factor; the upper triangle is not read and stays, as LAPACK leaves it."""
+    return np.linalg.cholesky(a) + np.triu(a, 1) if a.size else a
 
 
 @_define("cholesky_update", 2, 1)
