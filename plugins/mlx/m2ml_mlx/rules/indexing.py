@@ -80,7 +80,7 @@ def _take_along_axis(windows: Windows, x: mx.array, index: mx.array, along: int)
     index = arrange(index, windows.batch_labels, labels, [windows.batch[~axis] for axis in labels])
     counts = index.shape
     if len(free) != 1:
-        index = index.reshape(x.shape[:along] + (-1,) + x.shape[along + 1 :])
+        index = index.reshape((*x.shape[:along], -1, *x.shape[along + 1 :]))
     x = mx.take_along_axis(x, index, along)
     return (x if len(free) == 1 else x.reshape(counts)), labels
 

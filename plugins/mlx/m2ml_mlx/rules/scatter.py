@@ -38,7 +38,7 @@ def _put(x: mx.array, index: tuple[mx.array, ...], updates: mx.array) -> mx.arra
 
 @dataclass(frozen=True)
 class Kind:
-    """How an update meets what is there: for one element, for many at index arrays, and the update that does nothing."""
+    """How an update meets what is there: one element, many at index arrays; and the update that does nothing."""
 
     combine: Callable[[mx.array, mx.array], mx.array]
     scatter: Callable[[mx.array, tuple[mx.array, ...], mx.array], mx.array]

@@ -72,7 +72,7 @@ def sort(equation: Equation, *operands: mx.array) -> list[mx.array]:
 
 
 def _descending(x: mx.array) -> mx.array:
-    """Integers that increase as ``x`` decreases in total order, so that an ascending stable sort keeps ties in order."""
+    """Integers that increase as ``x`` decreases in total order: an ascending stable sort keeps ties in order."""
     if is_bool(x):
         x = x.view(mx.uint8)
     key = total_order(x) if x.dtype in FLOATS else x
