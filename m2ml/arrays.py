@@ -146,6 +146,8 @@ def check_leaves(paths_and_leaves: Sequence[tuple[Any, Any]], name: str) -> list
     return avals
 
 
-def describe(avals: Sequence[Any]) -> str:
-    """``(float32[2], int32[])``."""
-    return f"({', '.join(short(compat.physical_aval(a)) for a in avals)})"
+def describe(avals: Sequence[Any], most: int = 8) -> str:
+    """``(float32[2], int32[])``; of more than ``most`` only the first are written out."""
+    words = [short(compat.physical_aval(a)) for a in avals[:most]]
+    rest = [f"{len(avals) - most} more"] if len(avals) > most else []
+    return f"({', '.join(words + rest)})"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax import config
+from jax.tree_util import tree_flatten, tree_unflatten
 
 from m2ml import arrays, compat
 from m2ml.backend import Backend, Executable
@@ -40,7 +42,7 @@ def _signature(leaf: Any) -> Any:
     if isinstance(leaf, jax.core.Tracer):
         raise _Inside
     if isinstance(leaf, jax.Array):
-        return leaf.shape, leaf.dtype, leaf.weak_type
+        return leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)
     if isinstance(leaf, bool | int | float | complex):
         return type(leaf)
     aval = arrays.aval_of(leaf)
@@ -60,13 +62,14 @@ class Dispatch:
         self.array_type: type | None = getattr(backend, "array_type", None)
         self._entries: dict[Any, _Entry] = {}
         self._lock = threading.Lock()
+        self._split = staged.split if staged.static else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        dynamic, static = self.staged.split(args, kwargs)
-        leaves, tree = jax.tree_util.tree_flatten(dynamic)
+        dynamic, static = self._split(args, kwargs) if self._split else ((args, kwargs), ())
+        leaves, tree = tree_flatten(dynamic)
         native = self.array_type
         converted = False
-        key: list[Any] = [tree, static, jax.config.jax_enable_x64]
+        key: list[Any] = [tree, static, config.jax_enable_x64]
         try:
             for leaf in leaves:
                 if type(leaf) is native:
@@ -86,7 +89,7 @@ class Dispatch:
         outs = entry.run(*leaves)
         if not entry.plain:
             outs = [arrays.from_native(x, aval) for x, aval in zip(outs, entry.out_avals, strict=True)]
-        return jax.tree_util.tree_unflatten(entry.out_tree, outs)
+        return tree_unflatten(entry.out_tree, outs)
 
     def _compile(self, signature: Any, args: Sequence[Any], kwargs: Any) -> _Entry:
         program = self.staged.trace(args, kwargs)

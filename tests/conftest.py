@@ -7,9 +7,19 @@ os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["M2ML_CACHE"] = tempfile.mkdtemp(prefix="m2ml-tests-")
 
-from hypothesis import HealthCheck, settings  # noqa: E402 - MLX and JAX read the environment when they start
+import jax  # noqa: E402 - MLX and JAX read the environment when they start
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile(
     "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 settings.load_profile("suite")
+
+
+@pytest.fixture
+def enable_x64():
+    """A context manager that turns on 64-bit types, whatever this JAX calls it."""
+    if hasattr(jax, "enable_x64"):
+        return lambda: jax.enable_x64(True)
+    return jax.experimental.enable_x64

@@ -8,10 +8,15 @@ import ml_dtypes
 import mlx.core as mx
 import numpy as np
 
-from m2ml.errors import UnsupportedDtype
+from m2ml.errors import UnsupportedDtype, UnsupportedPrimitive
 from m2ml_mlx.rules.table import mlx_dtype
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def on_gpu() -> bool:
+    """Whether MLX's default device is a GPU."""
+    return bool(mx.default_device() == mx.Device(mx.gpu))
 
 
 def check_dtype(dtype: Any, where: str) -> None:
@@ -19,11 +24,11 @@ def check_dtype(dtype: Any, where: str) -> None:
     dtype = np.dtype(dtype)
     try:
         mlx_dtype(dtype)
-    except (KeyError, UnsupportedDtype) as error:
+    except UnsupportedPrimitive as error:
         raise UnsupportedDtype(
             f"MLX has no {dtype.name} ({where}); use the backend 'cpu', or a smaller dtype in the program"
         ) from error
-    if dtype == np.float64 and mx.default_device() == mx.Device(mx.gpu):
+    if dtype == np.float64 and on_gpu():
         raise UnsupportedDtype(
             f"the GPU has no float64 ({where}); use the backend 'cpu', or float32 in the program"
         )

@@ -36,12 +36,12 @@ class MlxBackend:
     gaps: Sequence[Gap] = ()
 
     def __init__(self) -> None:
-        self.compiled = mx.default_device() == mx.Device(mx.gpu) or os.environ.get("M2ML_MLX_COMPILE") == "1"
+        self.compiled = convert.on_gpu() or os.environ.get("M2ML_MLX_COMPILE") == "1"
         self._pending = threading.local()
         self._lock = threading.RLock()
 
     def devices(self) -> Sequence[Device]:
-        if mx.default_device() == mx.Device(mx.gpu):
+        if convert.on_gpu():
             info = mx.device_info()
             return (Device("gpu", f"{info['device_name']} (MLX)", int(info["memory_size"])),)
         return (Device("cpu", f"{platform.processor() or platform.machine()} (MLX)"),)

@@ -123,6 +123,8 @@ class Partitioner:
             return self._control(step)
         if equation.name in CALLBACKS:
             return HostStep(step, lambda arrays: run_on_cpu(equation, arrays))
+        if equation.name not in rules:
+            return self._fallback(step, "MLX has nothing for it")
         try:
             outs = apply_rule(rules, equation, [shadow[i] for i in step.inputs])
         except UnsupportedPrimitive as error:

@@ -12,7 +12,7 @@ import numpy as np
 from m2ml.backend import Executable
 from m2ml.control import CONTROL_FLOW
 from m2ml.interpreted import InterpreterBackend
-from m2ml.interpreter import Code, Equation, Rule
+from m2ml.interpreter import Code, Equation, Rule, evaluate
 from m2ml.program import Program
 from m2ml_reference.bodies import BODY_RULES
 from m2ml_reference.gaps import GAPS
@@ -63,7 +63,8 @@ class ReferenceBackend(InterpreterBackend):
 
         def execute(*args: Any) -> list[Array]:
             outs = self.run_code(code, args)
-            return [narrow(out, aval.dtype) for out, aval in zip(outs, code.out_avals, strict=True)]
+            with np.errstate(all="ignore"):
+                return [narrow(out, aval.dtype) for out, aval in zip(outs, code.out_avals, strict=True)]
 
         return execute
 
@@ -75,14 +76,15 @@ class ReferenceBackend(InterpreterBackend):
         """The results in float64 when ``perturb`` may change what each equation, bodies included, gives."""
         return type(self)(perturb).run_code(program.code, args)
 
+    @np.errstate(all="ignore")
     def run_code(self, code: Code, args: Sequence[Any]) -> list[Array]:
         typed = [np.asarray(arg, dtype=aval.dtype) for arg, aval in zip(args, code.in_avals, strict=True)]
-        with np.errstate(all="ignore"):
-            return self.run(code, [widen(array) for array in typed])
+        return self.run(code, [widen(array) for array in typed])
 
     def run(self, code: Code, args: Sequence[Any]) -> list[Any]:
-        return super().run(code, [np.asarray(arg) for arg in args])
+        return evaluate(code, self.apply, widen, [np.asarray(arg) for arg in args])
 
+    @np.errstate(all="ignore")
     def apply(self, equation: Equation, arrays: Sequence[Any]) -> list[Any]:
         results = super().apply(equation, arrays)
         outs = [
@@ -94,7 +96,7 @@ class ReferenceBackend(InterpreterBackend):
         return list(self.perturb(equation, arrays, outs))
 
     def from_host(self, array: Array) -> Array:
-        return widen(array)
+        return array
 
     def to_host(self, array: Array) -> Array:
         return np.asarray(array)
