@@ -39,7 +39,6 @@ _SAME_UNARY: dict[str, Callable[[mx.array], mx.array]] = {
     "atan": mx.arctan,
     "atanh": mx.arctanh,
     "ceil": mx.ceil,
-    "conj": mx.conjugate,
     "cos": mx.cos,
     "cosh": mx.cosh,
     "exp": mx.exp,
@@ -206,6 +205,11 @@ def cbrt(_: Equation, x: mx.array) -> mx.array:
     # One Newton step: pow of a rounded 1/3 is off by several units at large exponents.
     root = mx.where(mx.logical_and(a > 0, mx.isfinite(a)), root - (root - a / mx.square(root)) / 3, a)
     return mx.where(x < 0, -cast(root, x.dtype), mx.where(x == 0, x, cast(root, x.dtype)))
+
+
+@rules.define("conj")
+def conj(equation: Equation, x: mx.array) -> mx.array:
+    return mx.conjugate(cast(x, out_dtype(equation)))
 
 
 @rules.define("complex")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from m2ml.interpreter import Code, Equation
+from m2ml.interpreter import Code, Equation, apply_rule, evaluate
 from m2ml_mlx.rules.elementwise import total_order
 from m2ml_mlx.rules.table import (
     UNSIGNED,
@@ -19,6 +22,7 @@ from m2ml_mlx.rules.table import (
     is_complex,
     is_float,
     lowest,
+    mlx_dtype,
     out_dtype,
     rules,
     unsupported,
@@ -144,12 +148,48 @@ def body_of(equation: Equation) -> Code:
 
 
 @rules.define("reduce")
-def reduce(equation: Equation, *arrays: mx.array) -> mx.array:
-    monoid = monoid_of(body_of(equation)) if len(arrays) == 2 else None
-    if monoid is None:
-        raise unsupported(equation, "its function is not a single sum, product, maximum, minimum or bit operation")
-    x, initial = arrays
-    return combine(monoid, REDUCTIONS[monoid](x, list(equation.params["dimensions"])), initial)
+def reduce(equation: Equation, *arrays: mx.array) -> list[mx.array]:
+    body, axes = body_of(equation), list(equation.params["dimensions"])
+    monoid = monoid_of(body)
+    if monoid is not None:
+        return [combine(monoid, REDUCTIONS[monoid](arrays[0], axes), arrays[1])]
+    half = len(arrays) // 2
+    rows, initial = [_merge(x, axes) for x in arrays[:half]], list(arrays[half:])
+    while (n := rows[0].shape[0]) > 1:
+        rest = [x[n // 2 * 2 :] for x in rows]
+        rows = apply_body(equation, [x[: n // 2] for x in rows], [x[n // 2 : n // 2 * 2] for x in rows])
+        rows = [mx.concatenate(pair) for pair in zip(rows, rest, strict=True)] if n % 2 else rows
+    if rows[0].shape[0] == 0:
+        return [mx.broadcast_to(x, equation.shape) for x in initial]
+    return apply_body(equation, initial, [mx.squeeze(x, 0) for x in rows])
+
+
+def _merge(x: mx.array, axes: Sequence[int]) -> mx.array:
+    """``x`` with the reduced axes merged into one in front."""
+    kept = [axis for axis in range(x.ndim) if axis not in axes]
+    length = math.prod(x.shape[axis] for axis in axes)
+    return mx.reshape(mx.transpose(x, [*axes, *kept]), [length, *(x.shape[axis] for axis in kept)])
+
+
+def apply_body(equation: Equation, left: Sequence[mx.array], right: Sequence[mx.array]) -> list[mx.array]:
+    """Combine arrays element by element with a reduction's function, which is written for scalars."""
+    body = body_of(equation)
+    if not all(_elementwise(step.equation.name) for step in body.steps):
+        raise unsupported(equation, "its function is more than arithmetic, comparisons and choices")
+    shape = max((x.shape for x in (*left, *right)), key=len)
+    outs = evaluate(body, functools.partial(apply_rule, rules), constant_from, [*left, *right])
+    return [mx.broadcast_to(x, shape) for x in outs]
+
+
+def _elementwise(name: str) -> bool:
+    """Whether a rule acts on each element alike, whatever shape its equation was written for."""
+    families = ("m2ml_mlx.rules.elementwise", "m2ml_mlx.rules.integers")
+    return name in rules and name != "bitcast_convert_type" and rules[name].__module__ in families
+
+
+def constant_from(value: np.ndarray[Any, Any]) -> mx.array:
+    """A scalar constant of a body."""
+    return constant(value.item(), mlx_dtype(value.dtype))
 
 
 # Positions ----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,12 @@ import mlx.core as mx
 
 from m2ml.interpreter import Equation
 from m2ml_mlx.rules.elementwise import convert
-from m2ml_mlx.rules.reductions import REDUCTIONS, body_of, combine, identity_of, monoid_of
+from m2ml_mlx.rules.reductions import REDUCTIONS, apply_body, body_of, combine, identity_of, monoid_of
 from m2ml_mlx.rules.structure import pad_with, take_slice
 from m2ml_mlx.rules.table import constant, constant_like, out_dtype, rules, unsupported
+
+#: Windows with a function of their own are folded element by element, up to this many.
+_LONGEST = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +66,21 @@ for _monoid, _name in {"add": "sum", "max": "max", "min": "min"}.items():
 
 
 @rules.define("reduce_window")
-def reduce_window(equation: Equation, *arrays: mx.array) -> mx.array:
-    monoid = monoid_of(body_of(equation)) if len(arrays) == 2 else None
-    if monoid is None:
-        raise unsupported(equation, "its function is not a single sum, product, maximum, minimum or bit operation")
-    x, initial = arrays
-    return combine(monoid, reduce_windows(equation, x, monoid, initial), initial)
+def reduce_window(equation: Equation, *arrays: mx.array) -> list[mx.array]:
+    half = len(arrays) // 2
+    monoid = monoid_of(body_of(equation))
+    if monoid is not None:
+        x, initial = arrays
+        return [combine(monoid, reduce_windows(equation, x, monoid, initial), initial)]
+    windows = Windows.of(equation)
+    if math.prod(windows.sizes) > _LONGEST:
+        raise unsupported(equation, f"its windows have more than {_LONGEST} elements and a function of their own")
+    initial = list(arrays[half:])
+    padded = [pad_with(x, fill, windows.padding) for x, fill in zip(arrays[:half], initial, strict=True)]
+    totals = [mx.broadcast_to(fill, equation.shape) for fill in initial]
+    for offset in windows.offsets():
+        totals = apply_body(equation, totals, [windows.element(x, offset) for x in padded])
+    return totals
 
 
 def reduce_windows(equation: Equation, x: mx.array, monoid: str, fill: mx.array) -> mx.array:
