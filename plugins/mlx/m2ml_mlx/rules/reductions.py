@@ -47,11 +47,11 @@ def reduce_prod(x: mx.array, axes: Sequence[int]) -> mx.array:
 
 
 def reduce_max(x: mx.array, axes: Sequence[int]) -> mx.array:
-    return _extreme(x, axes, mx.max, "max")
+    return _extreme(x, axes, mx.max)
 
 
 def reduce_min(x: mx.array, axes: Sequence[int]) -> mx.array:
-    return _extreme(x, axes, mx.min, "min")
+    return _extreme(x, axes, mx.min)
 
 
 def identity_of(monoid: str, dtype: mx.Dtype) -> mx.array:
@@ -63,13 +63,8 @@ def identity_of(monoid: str, dtype: mx.Dtype) -> mx.array:
     return constant(1 if monoid == "mul" else 0, dtype)
 
 
-def _extreme(x: mx.array, axes: Sequence[int], pick: Any, monoid: str) -> mx.array:
-    if not axes:
-        return x
-    if any(x.shape[axis] == 0 for axis in axes):
-        shape = [n for axis, n in enumerate(x.shape) if axis not in axes]
-        return mx.broadcast_to(identity_of(monoid, x.dtype), shape)
-    return pick(x, axes)
+def _extreme(x: mx.array, axes: Sequence[int], pick: Any) -> mx.array:
+    return pick(x, axes) if axes else x
 
 
 def reduce_and(x: mx.array, axes: Sequence[int]) -> mx.array:
@@ -89,8 +84,6 @@ def reduce_xor(x: mx.array, axes: Sequence[int]) -> mx.array:
 def _fold(x: mx.array, axes: Sequence[int], monoid: str) -> mx.array:
     """Combine halves until one element is left: for monoids that MLX has no reduction for."""
     for axis in axes:
-        if x.shape[axis] == 0:
-            x = mx.broadcast_to(identity_of(monoid, x.dtype), [1 if i == axis else n for i, n in enumerate(x.shape)])
         while (n := x.shape[axis]) > 1:
             low, high, *rest = mx.split(x, [n // 2, n // 2 * 2], axis=axis)
             x = combine(monoid, low, high)
@@ -98,15 +91,29 @@ def _fold(x: mx.array, axes: Sequence[int], monoid: str) -> mx.array:
     return mx.squeeze(x, list(axes))
 
 
+def _of_something(monoid: str, function: Reduce) -> Reduce:
+    """``function`` on arrays that hold something; MLX 0.32 can wait for ever for a reduction of an empty one."""
+
+    def reduce(x: mx.array, axes: Sequence[int]) -> mx.array:
+        if x.size:
+            return function(x, axes)
+        return mx.broadcast_to(identity_of(monoid, x.dtype), [n for i, n in enumerate(x.shape) if i not in axes])
+
+    return reduce
+
+
 #: Monoid (the primitive that combines two elements) -> its reduction over axes.
 REDUCTIONS: dict[str, Reduce] = {
-    "add": reduce_sum,
-    "mul": reduce_prod,
-    "max": reduce_max,
-    "min": reduce_min,
-    "and": reduce_and,
-    "or": reduce_or,
-    "xor": reduce_xor,
+    monoid: _of_something(monoid, function)
+    for monoid, function in {
+        "add": reduce_sum,
+        "mul": reduce_prod,
+        "max": reduce_max,
+        "min": reduce_min,
+        "and": reduce_and,
+        "or": reduce_or,
+        "xor": reduce_xor,
+    }.items()
 }
 _COMBINE: dict[str, Callable[[mx.array, mx.array], mx.array]] = {
     "add": mx.add,
