@@ -38,6 +38,9 @@ EXACT = frozenset(
     squeeze stack threefry2x32 tile top_k transpose xor""".split()
 )
 
+#: Exact for real numbers, rounded for complex ones, whose size they work out.
+_COMPLEX_ROUNDED = frozenset({"abs", "sign"})
+
 #: Primitives correctly rounded by every engine: half a unit in the last place.
 ROUNDED = frozenset("add add_any convert_element_type div mul neg sqrt square sub".split())
 
@@ -97,12 +100,14 @@ def error_scale(
     rounding errors are independent (Higham and Mary, 2019).
     """
     units = [unit(aval.dtype) for aval in equation.outputs]
-    if equation.name in EXACT or equation.name in CONTROL_FLOW or not any(units):
+    exact = equation.name in EXACT and not (equation.name in _COMPLEX_ROUNDED and np.iscomplexobj(inputs[0]))
+    if exact or equation.name in CONTROL_FLOW or not any(units):
         return [None] * len(outputs)
     if equation.name == "convert_element_type" and unit(equation.inputs[0].dtype) >= units[0]:
         return [None]
     if equation.name in SUMS:
-        return [_sum_scale(equation, inputs, outputs[0], units[0], rule)]
+        sums = zip(range(len(outputs)), units, outputs, strict=True)
+        return [_sum_scale(equation, inputs, y, u, lambda *xs, i=i: rule(*xs)[i]) if u else None for i, u, y in sums]
     factor = 1.0 if equation.name in ROUNDED else FUNCTION_UNITS
     return [factor * u * _magnitude(equation, y) if u else None for u, y in zip(units, outputs, strict=True)]
 
@@ -129,7 +134,7 @@ _ABSOLUTE = frozenset("digamma lgamma polygamma zeta".split())
 
 
 def _sum_scale(
-    equation: Equation, inputs: Sequence[Array], output: Array, u: float, rule: Callable[..., Sequence[Array]]
+    equation: Equation, inputs: Sequence[Array], output: Array, u: float, rule: Callable[..., Array]
 ) -> Array | None:
     count = terms(equation)
     growth = u * math.sqrt(max(count, 1))
@@ -142,7 +147,7 @@ def _sum_scale(
     if equation.name == "select_and_scatter_add":
         floats = [np.abs(inputs[0]) ** 2, inputs[1]]
     with np.errstate(all="ignore"):
-        rms = np.sqrt(np.abs(rule(*floats)[0]))
+        rms = np.sqrt(np.abs(rule(*floats)))
         return np.asarray(growth * np.maximum(np.where(np.isfinite(size), size, 0.0), rms))
 
 
