@@ -75,7 +75,7 @@ def to_host(leaf: Any) -> Any:
 
 
 def to_native(leaf: Any, backend: Backend) -> Any:
-    """``leaf`` as an array of ``backend``, in the dtype JAX would give it (keys as the uint32 arrays that hold them)."""
+    """``leaf`` as an array of ``backend`` in the dtype JAX would give it; keys as the arrays that hold them."""
     if isinstance(leaf, KeyArray):
         return to_native(leaf.data, backend)
     if backend.owns(leaf):

@@ -10,6 +10,7 @@ import os
 import site
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -92,20 +93,32 @@ def is_jaxpr(value: Any) -> bool:
     return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
 
 
+def x64_enabled() -> bool:
+    """Whether JAX's 64-bit types are on in this thread."""
+    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined] # made by JAX at run time
+
+
+def is_inexact(dtype: Any) -> bool:
+    """Whether ``dtype`` is floating or complex, those of ml_dtypes included."""
+    return bool(jnp.issubdtype(dtype, np.inexact))
+
+
 # Source lines -------------------------------------------------------------------------------------
 
 
 @functools.cache
 def _library_folders() -> tuple[str, ...]:
-    folders = {*site.getsitepackages(), site.getusersitepackages()}
-    folders |= {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
-    folders.add(os.path.dirname(__file__))
-    return tuple(os.path.join(os.path.realpath(f), "") for f in folders if f)
+    folders = {
+        *site.getsitepackages(),
+        site.getusersitepackages(),
+        *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")),
+    }
+    return tuple(f"{Path(folder).resolve()}{os.sep}" for folder in (*folders, str(Path(__file__).parent)) if folder)
 
 
 @functools.cache
 def _is_users(file_name: str) -> bool:
-    return not file_name.startswith("<") and not os.path.realpath(file_name).startswith(_library_folders())
+    return not file_name.startswith("<") and not str(Path(file_name).resolve()).startswith(_library_folders())
 
 
 def source_line(eqn: core.JaxprEqn) -> str:
@@ -173,12 +186,13 @@ def _mapped(fn: Callable[..., Any], times: int) -> Callable[..., Any]:
 
 
 def _random_function(name: str, eqn: core.JaxprEqn) -> Callable[..., Any] | None:
-    params, ndim = eqn.params, len(eqn.invars[0].aval.shape)
+    operand: Any = eqn.invars[0].aval
+    params, ndim = eqn.params, len(operand.shape)
     if name == "random_seed":
         return _mapped(params["impl"].seed, ndim)
     if name not in ("random_split", "random_fold_in", "random_bits"):
         return None
-    impl = key_impl(eqn.invars[0].aval.dtype)
+    impl = key_impl(operand.dtype)
     if name == "random_split":
         return _mapped(lambda key: impl.split(key, params["shape"]), ndim)
     if name == "random_fold_in":
@@ -194,7 +208,7 @@ def physical_equation(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
     an equation that needs no change.
     """
     name = primitive_name(eqn)
-    avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+    avals: list[Any] = [v.aval for v in (*eqn.invars, *eqn.outvars)]
     if name in ("scan", "while", "cond", "random_gamma") or not any(is_key(a.dtype) for a in avals):
         return None
     fn = _random_function(name, eqn)
@@ -205,7 +219,7 @@ def physical_equation(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
             return eqn.primitive.bind(*args, **eqn.params)
 
         for _ in range(key_axes):
-            fn = jax.vmap(fn, in_axes=[-1 if is_key(v.aval.dtype) else None for v in eqn.invars], out_axes=-1)
+            fn = jax.vmap(fn, in_axes=[-1 if is_key(a.dtype) else None for a in avals[: len(eqn.invars)]], out_axes=-1)
     return jax.make_jaxpr(fn)(*(physical_aval(v.aval) for v in eqn.invars))
 
 
@@ -218,7 +232,9 @@ def linear_solve_jaxpr(eqn: core.JaxprEqn) -> tuple[core.ClosedJaxpr, list[Any]]
     return closed(jaxprs.solve), operands
 
 
-def trace(jitted: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[core.ClosedJaxpr, Any, tuple[bool, ...]]:
+def trace(
+    jitted: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[core.ClosedJaxpr, Any, tuple[bool, ...]]:
     """Trace a ``jax.jit`` function without starting a JAX backend: (jaxpr, output tree, donated inputs)."""
     traced = jitted.trace(*args, **kwargs)
     donated = tuple(bool(leaf.donated) for leaf in jax.tree.leaves(traced.args_info))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from m2ml import compat
 from m2ml.interpreter import Code, Equation, equation_bodies
 
 
@@ -66,7 +67,7 @@ def equation_flops(equation: Equation) -> int:
         return max(cost_of(branch).flops for branch in equation.params["branches"])
     if equation.name in ("scan", "while"):
         return equation.params.get("length", 1) * sum(cost_of(body).flops for body in equation_bodies(equation))
-    floating = [a for a in (*equation.inputs, *equation.outputs) if np.dtype(a.dtype).kind in "fcV"]
+    floating = [a for a in (*equation.inputs, *equation.outputs) if compat.is_inexact(a.dtype)]
     if equation.name in _FREE or not floating:
         return 0
     return max(math.prod(a.shape) for a in floating)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from m2ml import compat
 from m2ml.backend import Backend, Executable
 from m2ml.control import CONTROL_FLOW, run_control_flow
 from m2ml.errors import NotANumber
@@ -14,8 +15,12 @@ from m2ml.interpreter import Code, Equation, evaluate
 from m2ml.program import Program
 
 
-def has_nan(array: np.ndarray[Any, Any]) -> bool:
-    return array.dtype.kind in "fcV" and bool(np.isnan(array.astype(complex if array.dtype.kind == "c" else float)).any())
+def _holds_nan(backend: Backend, array: Any, aval: Any) -> bool:
+    """Whether a native array of a floating or complex dtype holds a NaN."""
+    dtype = np.dtype(aval.dtype)
+    if not compat.is_inexact(dtype):
+        return False
+    return bool(np.isnan(backend.to_host(array).astype(complex if dtype.kind == "c" else float)).any())
 
 
 def debug_executable(backend: Backend, program: Program) -> Executable:
@@ -25,10 +30,9 @@ def debug_executable(backend: Backend, program: Program) -> Executable:
         if equation.name in CONTROL_FLOW:
             return run_control_flow(equation, arrays, run, backend.to_host, stack)
         outs = backend.apply(equation, arrays)
-        for out, aval in zip(outs, equation.outputs, strict=True):
-            if np.dtype(aval.dtype).kind in "fcV" and has_nan(backend.to_host(out)):
-                if not any(has_nan(backend.to_host(x)) for x in arrays):
-                    raise NotANumber(f"the first NaN of {program.name} on {backend.name} was made by {equation.describe()}")
+        made = any(_holds_nan(backend, y, aval) for y, aval in zip(outs, equation.outputs, strict=True))
+        if made and not any(_holds_nan(backend, x, aval) for x, aval in zip(arrays, equation.inputs, strict=True)):
+            raise NotANumber(f"the first NaN of {program.name} on {backend.name} was made by {equation.describe()}")
         return outs
 
     def run(code: Code, args: Sequence[Any]) -> list[Any]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax import config
 from jax.tree_util import tree_flatten, tree_unflatten
 
 from m2ml import arrays, compat
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from m2ml.jit import Staged
 
 
-class _Inside(Exception):  # noqa: N818 - a signal: the call happens while JAX traces something
+class _Inside(Exception):
     pass
 
 
@@ -65,11 +64,15 @@ class Dispatch:
         self._split = staged.split if staged.static else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        dynamic, static = self._split(args, kwargs) if self._split else ((args, kwargs), ())
+        dynamic: Any = (args, kwargs)
+        static: Any = ()
+        if self._split:
+            dynamic, static = self._split(args, kwargs)
+        leaves: list[Any]
         leaves, tree = tree_flatten(dynamic)
-        native = self.array_type
+        native: Any = self.array_type
         converted = False
-        key: list[Any] = [tree, static, config.jax_enable_x64]
+        key: list[Any] = [tree, static, compat.x64_enabled()]
         try:
             for leaf in leaves:
                 if type(leaf) is native:

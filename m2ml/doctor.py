@@ -55,7 +55,5 @@ def doctor() -> Diagnosis:
         "platform": f"{sys.platform} {platform.machine()}",
         **{name: _version(name) for name in ("jax", "flax", "optax", "mlx", "numpy")},
     }
-    working = {
-        name: tuple(f"{d.name} [{d.kind}]" for d in backend.devices()) for name, backend in backends().items()
-    }
+    working = {name: tuple(f"{d.name} [{d.kind}]" for d in backend.devices()) for name, backend in backends().items()}
     return Diagnosis(versions, working, registry.reasons(), selection.current())

@@ -46,7 +46,7 @@ class Explanation:
 
 def explain(staged: Staged, backend: str, args: Any, kwargs: Any) -> Explanation:
     """Explain a call of ``staged`` on ``backend``; for ``"auto"``, the choice and its measurements."""
-    program, times = staged.trace(args, kwargs), {}
+    program, times = staged.trace(args, kwargs), dict[str, str]()
     if backend == "auto":
         from m2ml.auto import choice_for
 

@@ -55,7 +55,7 @@ class InterpreterBackend(ABC):
     def stack(self, arrays: Sequence[Any], aval: Any) -> Any:
         """Stack ``arrays`` along a new leading axis; ``aval`` is the result's shape and dtype (its length may be 0)."""
 
-    def wait(self, arrays: Sequence[Any]) -> None:
+    def wait(self, arrays: Sequence[Any]) -> None:  # noqa: B027 - a default, not a duty
         """Eager arrays are ready as soon as they exist."""
 
     def memory(self) -> MemoryStats:

@@ -144,7 +144,9 @@ class _Flattener:
             self.constants[self._known[key]] = array
         return self._known[key]
 
-    def inline(self, jaxpr: core.ClosedJaxpr, args: Sequence[int], source: str = "", *, expansion: bool = False) -> list[int]:
+    def inline(
+        self, jaxpr: core.ClosedJaxpr, args: Sequence[int], source: str = "", *, expansion: bool = False
+    ) -> list[int]:
         """Append the equations of ``jaxpr``; those of an ``expansion`` keep the source line of what they expand."""
         env: dict[Any, int] = dict(zip(jaxpr.jaxpr.invars, args, strict=True))
         for var, value in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
@@ -188,7 +190,7 @@ class _Flattener:
         return self.inline(barrier, args, source, expansion=True)
 
     def convert(self, name: str, eqn: core.JaxprEqn, source: str) -> Equation:
-        inputs = [v.aval for v in eqn.invars]
+        inputs: list[Any] = [v.aval for v in eqn.invars]
         keys = tuple(a.dtype if compat.is_key(a.dtype) else None for a in inputs)
         return Equation(
             name=name,
@@ -280,7 +282,9 @@ def apply_rule(rules: Mapping[str, Rule], equation: Equation, arrays: Sequence[A
 Apply = Callable[[Equation, Sequence[Any]], list[Any]]
 
 
-def evaluate(code: Code, apply: Apply, from_host: Callable[[np.ndarray[Any, Any]], Any], args: Sequence[Any]) -> list[Any]:
+def evaluate(
+    code: Code, apply: Apply, from_host: Callable[[np.ndarray[Any, Any]], Any], args: Sequence[Any]
+) -> list[Any]:
     """Run ``code`` one equation after the other, dropping each array after its last use."""
     env: dict[int, Any] = dict(zip(code.inputs, args, strict=True))
     for slot, value in code.constants.items():

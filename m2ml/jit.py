@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
 import jax
 
@@ -159,7 +159,7 @@ class Jitted(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         name = self._backend or selection.current()
         try:
-            return self._callers[name](*args, **kwargs)  # type: ignore[no-any-return]
+            return self._callers[name](*args, **kwargs)
         except KeyError:
             if name in self._callers:
                 raise
@@ -169,7 +169,7 @@ class Jitted(Generic[P, R]):
             retry = self._retry(args, kwargs)
             if retry is None:
                 raise
-            return retry(name)  # type: ignore[no-any-return]
+            return retry(name)
         self._staged.caller(name)
         return self(*args, **kwargs)
 
@@ -178,7 +178,9 @@ class Jitted(Generic[P, R]):
         if modules.find((args, kwargs)):
             return lambda name: self._call_with_modules(args, kwargs)
         if any(map(arrays.is_foreign, jax.tree.leaves((args, kwargs)))):
-            moved_args, moved_kwargs = jax.tree.map(lambda x: arrays.to_host(x) if arrays.is_foreign(x) else x, (args, kwargs))
+            moved_args, moved_kwargs = jax.tree.map(
+                lambda x: arrays.to_host(x) if arrays.is_foreign(x) else x, (args, kwargs)
+            )
             return lambda name: self._callers[name](*moved_args, **moved_kwargs)
         return None
 
@@ -198,7 +200,7 @@ class Jitted(Generic[P, R]):
         bindings = self._staged.bindings
         if name not in bindings:
             bindings[name] = Jitted(self._staged, selection.check_name(name))
-        return bindings[name]
+        return cast(Jitted[P, R], bindings[name])
 
     def program(self, *args: P.args, **kwargs: P.kwargs) -> Program:
         """The `Program` of a call with these arguments (arrays, or ``jax.ShapeDtypeStruct`` in their place)."""

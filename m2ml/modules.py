@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 
-class HasModules(Exception):  # noqa: N818 - a signal between the tracer and `jit`, never seen by users
+class HasModules(Exception):
     """Raised while tracing when an argument holds a whole module."""
 
 
@@ -25,7 +25,7 @@ def _nnx() -> Any:
 
 def _is_module(value: Any) -> bool:
     nnx = _nnx()
-    base = getattr(nnx, "Pytree", None) or getattr(nnx, "Object", ())
+    base: Any = getattr(nnx, "Pytree", None) or getattr(nnx, "Object", ())
     return isinstance(value, base) and not isinstance(value, nnx.State | nnx.GraphDef)
 
 

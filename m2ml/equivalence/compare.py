@@ -15,7 +15,6 @@ from m2ml.errors import Disagreement, M2mlError
 from m2ml.plugins import registry
 from m2ml.program import Program
 
-
 #: Perturbed runs behind a verdict that a backend disagrees: a tie passes for decided in one of 2^SECOND_LOOK cases.
 SECOND_LOOK = 16
 
@@ -88,7 +87,9 @@ def measured_bounds(program: Program, args: Sequence[Any], *, seed: int = 0, run
         for i in range(runs)
     ]
     avals = [compat.physical_aval(a) for a in program.jaxpr.out_avals]
-    return [bound_of(a.dtype, y, [run[i] for run in perturbed]) for i, (a, y) in enumerate(zip(avals, exact, strict=True))]
+    return [
+        bound_of(a.dtype, y, [run[i] for run in perturbed]) for i, (a, y) in enumerate(zip(avals, exact, strict=True))
+    ]
 
 
 def judge(path: str, got: np.ndarray[Any, Any], bound: Bound) -> OutputReport:
@@ -100,9 +101,13 @@ def judge(path: str, got: np.ndarray[Any, Any], bound: Bound) -> OutputReport:
     with np.errstate(all="ignore"):
         expected = bound.expected.astype(bound.dtype).astype(wide.dtype)
         overflow = ~np.isfinite(expected) & np.isfinite(bound.expected) if wide.dtype.kind in "fc" else False
-        same = (wide == expected) | (np.isnan(wide) & np.isnan(expected)) if wide.dtype.kind in "fc" else wide == expected
+        same = (
+            (wide == expected) | (np.isnan(wide) & np.isnan(expected)) if wide.dtype.kind in "fc" else wide == expected
+        )
         exact = np.where(overflow, expected, bound.expected)
-        distance = np.abs(wide.astype(exact.dtype) - exact) if wide.dtype.kind in "fc" else (wide != expected).astype(float)
+        distance = (
+            np.abs(wide.astype(exact.dtype) - exact) if wide.dtype.kind in "fc" else (wide != expected).astype(float)
+        )
         ratio = distance / bound.allowed
     ratio = np.where(same | bound.unstable, 0.0, np.where(np.isnan(ratio), np.inf, ratio))
     distance = np.where(same | bound.unstable, 0.0, distance)
@@ -142,8 +147,8 @@ def compare(fn: Callable[..., Any], *args: Any, backends: Iterable[str] | None =
     host = [canonical(physical(x)) for x in program_leaves(jitted._staged, args, kwargs)]
     names = [n for n in registry.available() if n != "reference"] if backends is None else list(backends)
     results = {name: _run_backend(name, program, host) for name in names}
-    report = _judge_all(program, results, measured_bounds(program, host))
-    return report if report.ok else _judge_all(program, results, measured_bounds(program, host, runs=SECOND_LOOK))
+    report = judge_all(program, results, measured_bounds(program, host))
+    return report if report.ok else judge_all(program, results, measured_bounds(program, host, runs=SECOND_LOOK))
 
 
 def program_leaves(staged: Any, args: Sequence[Any], kwargs: Any) -> list[Any]:
@@ -166,7 +171,8 @@ def _run_backend(name: str, program: Program, host: Sequence[Any]) -> list[np.nd
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _judge_all(program: Program, results: Mapping[str, list[Any] | str], bounds: Sequence[Bound]) -> Report:
+def judge_all(program: Program, results: Mapping[str, list[Any] | str], bounds: Sequence[Bound]) -> Report:
+    """Hold every backend's outputs (or its reason for having none) against the bounds."""
     shape = jax.tree.unflatten(program.out_tree, list(range(len(bounds))))
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(shape)[0]]
     reports = []

@@ -12,7 +12,11 @@ from m2ml.plugins import registry
 
 def program(x, w):
     hidden = jnp.tanh(x @ w)
-    return {"loss": jnp.mean(hidden**2), "best": jnp.argmax(hidden, axis=-1), "grad": jax.grad(lambda w: jnp.sum(x @ w))(w)}
+    return {
+        "loss": jnp.mean(hidden**2),
+        "best": jnp.argmax(hidden, axis=-1),
+        "grad": jax.grad(lambda w: jnp.sum(x @ w))(w),
+    }
 
 
 X = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
@@ -58,7 +62,9 @@ def test_a_backend_that_fails_is_reported_and_the_others_still_run(monkeypatch):
 
 
 def test_values_that_overflow_or_are_not_numbers_agree():
-    m2ml.compare(lambda x: (x * x, jnp.log(x), x / 0, jnp.sqrt(-x)), np.array([1e30, -0.0, 3, -np.inf], np.float32)).check()
+    m2ml.compare(
+        lambda x: (x * x, jnp.log(x), x / 0, jnp.sqrt(-x)), np.array([1e30, -0.0, 3, -np.inf], np.float32)
+    ).check()
 
 
 def test_ties_that_rounding_decides_are_reported_not_judged():
@@ -82,4 +88,6 @@ def test_bounds_are_exact_for_integers_and_scale_with_the_dtype():
 
 
 def test_keys_and_python_scalars_are_inputs_like_any_other():
-    m2ml.compare(lambda key, x: (jax.random.split(key), jax.random.normal(key, (3,)) * x), jax.random.key(1), 2.0).check()
+    m2ml.compare(
+        lambda key, x: (jax.random.split(key), jax.random.normal(key, (3,)) * x), jax.random.key(1), 2.0
+    ).check()

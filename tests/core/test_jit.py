@@ -50,7 +50,9 @@ def test_leaves_may_come_from_any_backend(backend, origin):
     np.testing.assert_array_equal(m2ml.get(out), [0, 2, 4, 6])
 
 
-@pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int32", "uint32", "float16", "bfloat16", "float32", "complex64"])
+@pytest.mark.parametrize(
+    "dtype", ["bool", "int8", "uint8", "int32", "uint32", "float16", "bfloat16", "float32", "complex64"]
+)
 def test_put_and_get_keep_values_and_dtypes(backend, dtype):
     x = np.array([[0, 1, 2], [3, 4, 5]]).astype(np.dtype(getattr(ml_dtypes, dtype, dtype)))
     back = m2ml.get(m2ml.put({"x": x, "empty": x[:0], "scalar": x[1, 1]}, backend))
@@ -287,7 +289,9 @@ def test_debug_names_the_equation_that_made_the_first_nan(backend):
         y = jnp.exp(x)
         return jax.lax.scan(lambda c, v: (c + jnp.log(v), c), 0.0, y - 2)[0]
 
-    with pytest.raises(m2ml.NotANumber, match=rf"first NaN of fn on {backend} was made by log\(float32\[\]\) at .*test_jit.py:\d+"):
+    with pytest.raises(
+        m2ml.NotANumber, match=rf"first NaN of fn on {backend} was made by log\(float32\[\]\) at .*test_jit.py:\d+"
+    ):
         fn.on(backend)(np.array([1.0, 0.0], np.float32))
     assert np.isfinite(m2ml.get(fn.on(backend)(np.array([1.0, 2.0], np.float32))))
 
@@ -324,7 +328,9 @@ def test_strict_forbids_what_runs_elsewhere():
         return jax.lax.linalg.schur(x)[0]
 
     x = np.eye(3, dtype=np.float32)
-    with pytest.warns(m2ml.FallbackWarning, match=r"mlx runs schur\(float32\[3,3\]\) at .*test_jit.py:\d+ .* on the CPU"):
+    with pytest.warns(
+        m2ml.FallbackWarning, match=r"mlx runs schur\(float32\[3,3\]\) at .*test_jit.py:\d+ .* on the CPU"
+    ):
         m2ml.jit(fn).on("mlx")(x)
     with pytest.raises(m2ml.UnsupportedPrimitive, match=r"mlx cannot run schur.*strict=True"):
         m2ml.jit(fn, strict=True).on("mlx")(x)

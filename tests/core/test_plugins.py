@@ -14,7 +14,9 @@ from m2ml.plugins import Registry
 
 
 def test_unknown_names_list_what_exists():
-    with pytest.raises(m2ml.BackendNotFound, match=r"there is no backend 'nope'; registered are cpu, .*mlx, reference.*'auto'"):
+    with pytest.raises(
+        m2ml.BackendNotFound, match=r"there is no backend 'nope'; registered are cpu, .*mlx, reference.*'auto'"
+    ):
         m2ml.jit(lambda x: x, backend="nope")
     with pytest.raises(m2ml.BackendNotFound, match="'nope'"):
         m2ml.use("nope")
@@ -25,7 +27,9 @@ def test_unknown_names_list_what_exists():
 
 
 def test_a_named_backend_that_cannot_run_says_why_and_how_to_install():
-    with pytest.raises(m2ml.BackendUnavailable, match=r"'jax_metal' does not run here: an Apple GPU needs macOS.*pip install"):
+    with pytest.raises(
+        m2ml.BackendUnavailable, match=r"'jax_metal' does not run here: an Apple GPU needs macOS.*pip install"
+    ):
         m2ml.jit(lambda x: x).on("jax_metal")(1.0)
     assert "jax_metal" not in m2ml.backends()
 
@@ -56,7 +60,11 @@ def _python(code, **env):
     import os
 
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env={**os.environ, **env}, check=False
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -70,7 +78,8 @@ def test_importing_starts_nothing():
     said = _python(
         """
         import sys, m2ml
-        loaded = [name for name in ("mlx", "mlx.core", "flax", "optax", "m2ml_mlx", "m2ml_cpu", "matplotlib") if name in sys.modules]
+        heavy = ("mlx", "mlx.core", "flax", "optax", "m2ml_mlx", "m2ml_cpu", "matplotlib")
+        loaded = [name for name in heavy if name in sys.modules]
         from jax._src import xla_bridge
         print(loaded, xla_bridge.backends_are_initialized())
         """
@@ -107,9 +116,13 @@ def test_a_failing_plugin_costs_itself_only(monkeypatch):
 
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [entry("bad", broken), entry("fine", Plugin)])
     registry = Registry()
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [entry("bad", broken), entry("fine", lambda: Plugin())])
+    monkeypatch.setattr(
+        "importlib.metadata.entry_points", lambda group: [entry("bad", broken), entry("fine", lambda: Plugin())]
+    )
     assert registry.get("good") is good
-    with pytest.raises(m2ml.BackendNotFound, match=r"plugin of backend 'bad' failed to load: ImportError: its library is missing"):
+    with pytest.raises(
+        m2ml.BackendNotFound, match=r"plugin of backend 'bad' failed to load: ImportError: its library is missing"
+    ):
         registry.get("bad")
     assert registry.reasons() == {"bad": "ImportError: its library is missing"}
 
@@ -119,7 +132,9 @@ def test_an_engine_that_raises_keeps_its_reason():
     registry._discovered = True
     registry.register("odd", lambda: 1 / 0, install="pip install odd")
     for _ in range(2):
-        with pytest.raises(m2ml.BackendUnavailable, match=r"'odd' does not run here: ZeroDivisionError: .*pip install odd"):
+        with pytest.raises(
+            m2ml.BackendUnavailable, match=r"'odd' does not run here: ZeroDivisionError: .*pip install odd"
+        ):
             registry.get("odd")
     assert registry.available() == {}
 

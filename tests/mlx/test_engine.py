@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import mlx.core as mx
 import numpy as np
 import pytest
-
-import m2ml
-from m2ml.errors import ExecutionError
 from m2ml_mlx import regions
 from m2ml_mlx.regions import HostStep, Partitioner, Region
 from m2ml_mlx.rules import rules
+
+import m2ml
+from m2ml.errors import ExecutionError
 
 
 def partition(fn, *args, strict=False):
@@ -64,7 +64,9 @@ def test_what_depends_on_constants_only_is_computed_once():
 
 def test_a_rule_that_gives_another_shape_is_caught_when_the_program_is_compiled(monkeypatch):
     monkeypatch.setitem(rules, "sin", lambda equation, x: mx.sin(x)[None])
-    with pytest.raises(ExecutionError, match=r"the mlx rule of sin\(float32\[6\]\).*gives .*\(1, 6\).*the program says"):
+    with pytest.raises(
+        ExecutionError, match=r"the mlx rule of sin\(float32\[6\]\).*gives .*\(1, 6\).*the program says"
+    ):
         m2ml.jit(jnp.sin).on("mlx")(X)
 
 

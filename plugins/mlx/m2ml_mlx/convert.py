@@ -29,9 +29,7 @@ def check_dtype(dtype: Any, where: str) -> None:
             f"MLX has no {dtype.name} ({where}); use the backend 'cpu', or a smaller dtype in the program"
         ) from error
     if dtype == np.float64 and on_gpu():
-        raise UnsupportedDtype(
-            f"the GPU has no float64 ({where}); use the backend 'cpu', or float32 in the program"
-        )
+        raise UnsupportedDtype(f"the GPU has no float64 ({where}); use the backend 'cpu', or float32 in the program")
 
 
 def from_host(array: np.ndarray[Any, Any]) -> mx.array:
