@@ -73,7 +73,8 @@ def convolve(x: mx.array, kernel: mx.array, conv: Convolution, dtype: mx.Dtype) 
         real = convolve(a, c, conv, mx.float32) - convolve(b, d, conv, mx.float32)
         return complex_of(real, convolve(a, d, conv, mx.float32) + convolve(b, c, conv, mx.float32))
     sizes = conv.output_sizes(x.shape[1:-1], kernel.shape[1:-1])
-    native = x.dtype in FLOATS and 1 <= len(sizes) <= (3 if conv.groups == 1 else 2)
+    # MLX convolves float64 only as exactly as float32.
+    native = x.dtype in FLOATS and x.dtype != mx.float64 and 1 <= len(sizes) <= (3 if conv.groups == 1 else 2)
     # A kernel larger than the output is the gradient of a kernel: few outputs, long sums.
     if native and math.prod(kernel.shape[1:-1]) <= math.prod(sizes):
         return _native(x, kernel, conv)

@@ -39,9 +39,7 @@ _SAME_UNARY: dict[str, Callable[[mx.array], mx.array]] = {
     "atan": mx.arctan,
     "atanh": mx.arctanh,
     "ceil": mx.ceil,
-    "cos": mx.cos,
     "cosh": mx.cosh,
-    "exp": mx.exp,
     "floor": mx.floor,
     "imag": mx.imag,
     "is_finite": mx.isfinite,
@@ -51,7 +49,6 @@ _SAME_UNARY: dict[str, Callable[[mx.array], mx.array]] = {
     "neg": mx.negative,
     "real": mx.real,
     "rsqrt": mx.rsqrt,
-    "sin": mx.sin,
     "sinh": mx.sinh,
     "sqrt": mx.sqrt,
     "square": mx.square,
@@ -177,6 +174,32 @@ def polynomial(_: Equation, x: mx.array, *coefficients: mx.array) -> mx.array:
     return total
 
 
+@rules.define("exp")
+def exp(_: Equation, x: mx.array) -> mx.array:
+    return exponential(x)
+
+
+def exponential(x: mx.array) -> mx.array:
+    """The exponential; in float64 from expm1, for MLX's own is only as exact as float32."""
+    if x.dtype != mx.float64:
+        return mx.exp(x)
+    positive = mx.expm1(mx.abs(x)) + 1
+    return mx.where(x < 0, mx.reciprocal(positive), positive)
+
+
+def _trigonometric(function: Callable[[mx.array], mx.array]) -> Callable[[Equation, mx.array], mx.array]:
+    def rule(equation: Equation, x: mx.array) -> mx.array:
+        if x.dtype == mx.float64:
+            raise unsupported(equation, "its float64 results are only as exact as float32")
+        return function(x)
+
+    return rule
+
+
+rules.define("sin")(_trigonometric(mx.sin))
+rules.define("cos")(_trigonometric(mx.cos))
+
+
 @rules.define("exp2")
 def exp2(_: Equation, x: mx.array) -> mx.array:
     if is_complex(x):
@@ -195,7 +218,8 @@ def expm1(_: Equation, x: mx.array) -> mx.array:
 
 @rules.define("logistic")
 def logistic(_: Equation, x: mx.array) -> mx.array:
-    return mx.reciprocal(1 + mx.exp(-x)) if is_complex(x) else mx.sigmoid(x)
+    by_parts = is_complex(x) or x.dtype == mx.float64
+    return mx.reciprocal(1 + exponential(-x)) if by_parts else mx.sigmoid(x)
 
 
 @rules.define("cbrt")
@@ -213,8 +237,9 @@ def conj(equation: Equation, x: mx.array) -> mx.array:
 
 
 @rules.define("complex")
-def complex_(_: Equation, real: mx.array, imag: mx.array) -> mx.array:
-    return complex_of(real, imag)
+def complex_(equation: Equation, real: mx.array, imag: mx.array) -> mx.array:
+    dtype = out_dtype(equation)
+    return cast(complex_of(real, imag), dtype)
 
 
 def complex_of(real: mx.array, imag: mx.array) -> mx.array:

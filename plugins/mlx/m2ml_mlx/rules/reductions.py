@@ -255,7 +255,7 @@ for _name in _RUNNING:
 def cumlogsumexp(equation: Equation, x: mx.array) -> mx.array:
     if x.size == 0:
         return x
-    if is_complex(x):
-        raise unsupported(equation, "MLX has no complex cumulative logsumexp")
+    if is_complex(x) or x.dtype == mx.float64:
+        raise unsupported(equation, "MLX has a cumulative logsumexp in float32 only")
     axis, reverse = equation.params["axis"], equation.params["reverse"]
     return cast(mx.logcumsumexp(wide(x), axis=axis, reverse=reverse), x.dtype)
