@@ -132,8 +132,8 @@ _NORMWISE = frozenset(
     tridiagonal_solve""".split()
 )
 
-#: Functions with zeros that are not at zero: near them the error is absolute.
-_ABSOLUTE = frozenset("digamma lgamma polygamma zeta".split())
+#: Functions with zeros that are not at zero, or worked out as the complement of 1: near zero the error is absolute.
+_ABSOLUTE = frozenset("digamma igamma igammac lgamma polygamma zeta".split())
 
 
 def _sum_scale(
