@@ -141,7 +141,9 @@ def clamp(_: Equation, low: mx.array, x: mx.array, high: mx.array) -> mx.array:
 
 @rules.define("pow")
 def pow_(_: Equation, x: mx.array, y: mx.array) -> mx.array:
-    return mx.power(x, cast(y, x.dtype))
+    power = mx.power(x, cast(y, x.dtype))
+    # MLX takes the logarithm of a complex 0.
+    return mx.where(y == 0, constant_like(x, 1), power) if is_complex(x) else power
 
 
 @rules.define("integer_pow")
@@ -213,7 +215,8 @@ def expm1(_: Equation, x: mx.array) -> mx.array:
         return mx.expm1(x)
     real, imag = mx.real(x), mx.imag(x)
     # exp(a) cos(b) - 1 without the cancellation at small a and b.
-    return complex_of(mx.expm1(real) * mx.cos(imag) - 2 * mx.square(mx.sin(imag / 2)), mx.exp(real) * mx.sin(imag))
+    out = mx.expm1(real) * mx.cos(imag) - 2 * mx.square(mx.sin(imag / 2))
+    return complex_of(out, mx.where(imag == 0, imag, mx.exp(real) * mx.sin(imag)))
 
 
 @rules.define("logistic")
@@ -296,10 +299,10 @@ def convert(x: mx.array, dtype: mx.Dtype) -> mx.array:
     """``x`` in ``dtype``: floats to integers round towards zero and saturate, and NaN becomes 0."""
     if x.dtype == dtype:
         return x
-    if dtype == mx.bool_:
-        return mx.not_equal(x, constant_like(x, 0))
     if is_complex(x) and dtype != mx.complex64:
         return convert(mx.real(x), dtype)
+    if dtype == mx.bool_:
+        return mx.not_equal(x, constant_like(x, 0))
     if is_float(x) and dtype not in FLOATS and dtype != mx.complex64:
         return _float_to_integer(wide(x), dtype)
     return x.astype(dtype)

@@ -13,7 +13,7 @@ from m2ml.interpreter import Equation
 from m2ml_mlx.rules.elementwise import convert
 from m2ml_mlx.rules.reductions import REDUCTIONS, apply_body, body_of, combine, identity_of, monoid_of
 from m2ml_mlx.rules.structure import pad_with, take_slice
-from m2ml_mlx.rules.table import constant, constant_like, out_dtype, rules, unsupported
+from m2ml_mlx.rules.table import cast, constant, constant_like, out_dtype, rules, unsupported, wide
 
 #: Windows with a function of their own are folded element by element, up to this many.
 _LONGEST = 256
@@ -91,10 +91,13 @@ def reduce_windows(equation: Equation, x: mx.array, monoid: str, fill: mx.array)
     if 0 in counts:
         return mx.broadcast_to(constant_like(x, 0), counts)
     whole = [axis for axis in range(x.ndim) if _tiles(windows, axis) and windows.sizes[axis] > 1]
+    dtype = x.dtype
+    if monoid in ("add", "mul") and max(windows.sizes) > 2:
+        x = wide(x)
     for axis in range(x.ndim):
         if axis not in whole:
             x = _slide(x, axis, windows, counts[axis], monoid)
-    return _reduce_tiles(x, whole, windows, counts, monoid) if whole else x
+    return cast(_reduce_tiles(x, whole, windows, counts, monoid) if whole else x, dtype)
 
 
 def _tiles(windows: Windows, axis: int) -> bool:
