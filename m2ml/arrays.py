@@ -49,8 +49,12 @@ def aval_of(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def owner_of(leaf: Any) -> Backend | None:
-    """The backend created so far whose array ``leaf`` is."""
-    return next((b for b in registry.loaded() if b.owns(leaf)), None)
+    """The backend whose array ``leaf`` is; backends not asked for yet are created only for a leaf nobody knows."""
+    for backends in (registry.loaded, lambda: registry.available().values()):
+        owner = next((b for b in backends() if b.owns(leaf)), None)
+        if owner is not None:
+            return owner
+    return None
 
 
 def is_foreign(leaf: Any) -> bool:

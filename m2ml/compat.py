@@ -1,6 +1,7 @@
 """Everything that differs between the JAX versions m2ml supports lives in this file.
 
-Only public modules of JAX are read (``jax.extend``, ``jax.interpreters``). Supported: jax 0.5.0 to 0.12.
+Only public modules of JAX are read. Supported: jax 0.5.0 to 0.12. ``jax.extend`` is imported when it is first
+needed: it pulls in Pallas, which costs as much as everything else ``import m2ml`` adds to ``import jax``.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import site
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
-from jax.extend import random as extend_random
+
+if TYPE_CHECKING:
+    from jax.extend import core
 
 #: Old primitive name -> the name m2ml uses.
 RENAMED: Mapping[str, str] = {
@@ -86,11 +88,22 @@ def called_jaxpr(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
 
 def closed(jaxpr: Any) -> core.ClosedJaxpr:
     """``jaxpr`` as a ClosedJaxpr; an open one must have no constants."""
+    from jax.extend import core
+
     return jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, ())
 
 
 def is_jaxpr(value: Any) -> bool:
+    from jax.extend import core
+
     return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
+
+
+def is_literal(atom: Any) -> bool:
+    """Whether an operand of an equation is a constant written into it."""
+    from jax.extend import core
+
+    return isinstance(atom, core.Literal)
 
 
 def x64_enabled() -> bool:
@@ -133,14 +146,13 @@ def source_line(eqn: core.JaxprEqn) -> str:
 
 # Random keys: typed key arrays are uint32 arrays with extra trailing axes ---------------------------
 
-_KEY_IMPLS = {
-    impl.tag: impl
-    for impl in (
-        extend_random.threefry_prng_impl,
-        extend_random.rbg_prng_impl,
-        extend_random.unsafe_rbg_prng_impl,
-    )
-}
+
+@functools.cache
+def _key_impls() -> Mapping[str, Any]:
+    from jax.extend import random
+
+    impls = (random.threefry_prng_impl, random.rbg_prng_impl, random.unsafe_rbg_prng_impl)
+    return {impl.tag: impl for impl in impls}
 
 
 def is_key(dtype: Any) -> bool:
@@ -150,7 +162,7 @@ def is_key(dtype: Any) -> bool:
 
 def key_impl(dtype: Any) -> Any:
     """The public PRNGImpl of a key dtype (its name is ``key<tag>``)."""
-    return _KEY_IMPLS[str(dtype.name).removeprefix("key<").removesuffix(">")]
+    return _key_impls()[str(dtype.name).removeprefix("key<").removesuffix(">")]
 
 
 def key_impl_name(dtype: Any) -> str:
@@ -167,6 +179,8 @@ def physical_aval(aval: Any) -> jax.ShapeDtypeStruct:
 
 def on_physical_arrays(jaxpr: core.ClosedJaxpr) -> Callable[..., list[Any]]:
     """``jaxpr`` as a function in which typed keys are the uint32 arrays that hold them, as executables take them."""
+    from jax.extend import core
+
     fn = core.jaxpr_as_fun(jaxpr)
 
     def run(*args: Any) -> list[Any]:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax.extend import core
 
 from m2ml import compat
 from m2ml.errors import ExecutionError, M2mlError, UnsupportedPrimitive
+
+if TYPE_CHECKING:
+    from jax.extend import core
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,7 +155,7 @@ class _Flattener:
             env[var] = self.constant(value, var.aval)
 
         def read(atom: Any) -> int:
-            return self.constant(atom.val, atom.aval) if isinstance(atom, core.Literal) else env[atom]
+            return self.constant(atom.val, atom.aval) if compat.is_literal(atom) else env[atom]
 
         for eqn in jaxpr.jaxpr.eqns:
             outs = self.equation(eqn, [read(a) for a in eqn.invars], read, source, expansion)

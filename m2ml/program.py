@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax.extend import core
 
 from m2ml.cost import Cost, cost_of
 from m2ml.interpreter import Code, flatten
+
+if TYPE_CHECKING:
+    from jax.extend import core
 
 
 @dataclass(frozen=True, eq=False)

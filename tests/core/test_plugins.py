@@ -87,6 +87,11 @@ def test_importing_starts_nothing():
     assert said == "[] False"
 
 
+def test_arrays_of_a_backend_that_was_never_asked_for_are_known():
+    code = "import mlx.core as mx, m2ml; print(m2ml.jit(lambda x: x * 2)(mx.ones(2)).tolist())"
+    assert _python(code) == "[2.0, 2.0]"
+
+
 def test_tracing_and_explaining_costs_start_no_backend():
     assert (
         _python(

@@ -114,23 +114,41 @@ def _by_patches(x: mx.array, kernel: mx.array, conv: Convolution, sizes: Sequenc
     In the gradient of a kernel the features are the original batch and the batch is the original features:
     [features, *spatial, groups, batch] is then how the input lies in memory.
     """
-    groups, window, dims = conv.groups, kernel.shape[1:-1], len(sizes)
-    if conv.batch_groups > 1:
-        x = mx.unflatten(x, 0, (groups, -1))
-        order = (x.ndim - 1, *range(2, 2 + dims), 0, 1)
-    else:
-        x = mx.unflatten(x, -1, (groups, -1))
-        order = (x.ndim - 1, *range(1, 1 + dims), x.ndim - 2, 0)
-    x = _padded(mx.transpose(x, order), conv)
+    groups, window = conv.groups, kernel.shape[1:-1]
+    x = _padded(_features_first(x, conv), conv)
     features, batch = x.shape[0], x.shape[-1]
-    strides = [math.prod(x.shape[i + 1 :]) for i in range(x.ndim)]
-    steps = [s * d for s, d in zip(strides[1:-2], conv.kernel_dilation, strict=True)]
-    starts = [s * d for s, d in zip(strides[1:-2], conv.strides, strict=True)]
-    shape, inner = (groups, features, *window, *sizes, batch), features * math.prod(window)
-    patches = mx.as_strided(x, shape, (strides[-2], strides[0], *steps, *starts, 1))
-    patches = mx.reshape(patches, (groups, inner, math.prod(sizes) * batch))
-    weights = mx.unflatten(kernel, 0, (groups, -1))
-    weights = mx.transpose(weights, (0, weights.ndim - 1, *range(2, 2 + dims), 1))
-    weights = mx.swapaxes(mx.reshape(weights, (groups, inner, -1)), -1, -2)
-    out = mx.reshape(matrix_product(weights, patches, dtype), (kernel.shape[0], *sizes, batch))
+    strides = [math.prod(x.shape[i + 1 :]) for i in range(1 + len(sizes))]
+    steps = [s * d for s, d in zip(strides[1:], conv.kernel_dilation, strict=True)]
+    starts = [s * d for s, d in zip(strides[1:], conv.strides, strict=True)]
+    lead = (groups,) if groups > 1 else ()
+    patches = mx.as_strided(
+        x,
+        (*lead, features, *window, *sizes, batch),
+        (*(batch for _ in lead), strides[0], *steps, *starts, 1),
+    )
+    inner = features * math.prod(window)
+    patches = mx.reshape(patches, (*lead, inner, math.prod(sizes) * batch))
+    out = matrix_product(_weights(kernel, lead, inner), patches, dtype)
+    out = mx.reshape(out, (kernel.shape[0], *sizes, batch))
     return mx.swapaxes(out, 0, -1)
+
+
+def _features_first(x: mx.array, conv: Convolution) -> mx.array:
+    """[batch, *spatial, features] as [features, *spatial, batch], or [.., groups, batch] where there are groups."""
+    if conv.batch_groups > 1:
+        x = mx.unflatten(x, 0, (conv.batch_groups, -1))
+        return mx.transpose(x, (x.ndim - 1, *range(2, x.ndim - 1), 0, 1))
+    if conv.feature_groups > 1:
+        x = mx.unflatten(x, -1, (conv.feature_groups, -1))
+        return mx.transpose(x, (x.ndim - 1, *range(1, x.ndim - 2), x.ndim - 2, 0))
+    return mx.swapaxes(x, 0, -1)
+
+
+def _weights(kernel: mx.array, lead: Sequence[int], inner: int) -> mx.array:
+    """[out, *window, features] as [*groups, out per group, features * window]."""
+    if not lead:
+        weights = mx.transpose(kernel, (kernel.ndim - 1, *range(1, kernel.ndim - 1), 0))
+        return mx.swapaxes(mx.reshape(weights, (inner, -1)), -1, -2)
+    weights = mx.unflatten(kernel, 0, (*lead, -1))
+    weights = mx.transpose(weights, (0, weights.ndim - 1, *range(2, weights.ndim - 1), 1))
+    return mx.swapaxes(mx.reshape(weights, (*lead, inner, -1)), -1, -2)

@@ -54,20 +54,20 @@ def contract(
     if len(x_contract) > 1:
         pairs = sorted(zip(x_contract, y_contract, strict=True))
         x_contract, y_contract = [a for a, _ in pairs], [b for _, b in pairs]
-    left = _matrix(x, x_batch, x_contract)
-    right = mx.swapaxes(_matrix(y, y_batch, y_contract), -1, -2)
-    return matrix_product(left, right, dtype)
+    x_free = [axis for axis in range(x.ndim) if axis not in x_batch and axis not in x_contract]
+    y_free = [axis for axis in range(y.ndim) if axis not in y_batch and axis not in y_contract]
+    return matrix_product(_matrix(x, x_batch, x_free, x_contract), _matrix(y, y_batch, y_contract, y_free), dtype)
 
 
-def _matrix(x: mx.array, batch: Sequence[int], contract: Sequence[int]) -> mx.array:
-    """``x`` as [*batch, free, contract]: a view unless several axes have to be merged out of order."""
-    free = [axis for axis in range(x.ndim) if axis not in batch and axis not in contract]
+def _matrix(x: mx.array, batch: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> mx.array:
+    """``x`` as [*batch, rows, columns]: a view unless several axes have to be merged out of order."""
     sizes = [x.shape[axis] for axis in batch]
-    rows, columns = (math.prod(x.shape[axis] for axis in axes) for axes in (free, contract))
-    swapped = [*batch, *contract, *free]
-    if swapped == sorted(swapped) and contract:
-        return mx.swapaxes(reshape_to(x, [*sizes, columns, rows]), -1, -2)
-    return reshape_to(permute(x, [*batch, *free, *contract]), [*sizes, rows, columns])
+    height, width = (math.prod(x.shape[axis] for axis in axes) for axes in (rows, columns))
+    merged = len(rows) != 1 or len(columns) != 1
+    swapped = [*batch, *columns, *rows]
+    if merged and swapped == sorted(swapped) and rows and columns:
+        return mx.swapaxes(mx.reshape(x, [*sizes, width, height]), -1, -2)
+    return reshape_to(permute(x, [*batch, *rows, *columns]), [*sizes, height, width])
 
 
 def matrix_product(x: mx.array, y: mx.array, dtype: mx.Dtype) -> mx.array:

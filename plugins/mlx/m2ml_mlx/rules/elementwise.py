@@ -42,7 +42,6 @@ _SAME_UNARY: dict[str, Callable[[mx.array], mx.array]] = {
     "cosh": mx.cosh,
     "floor": mx.floor,
     "imag": mx.imag,
-    "is_finite": mx.isfinite,
     "log": mx.log,
     "log1p": mx.log1p,
     "log2": mx.log2,
@@ -85,6 +84,11 @@ for _name, _function_of_two in _SAME_BINARY.items():
 
 
 # Arithmetic -------------------------------------------------------------------------------------------
+
+
+@rules.define("is_finite")
+def is_finite(_: Equation, x: mx.array) -> mx.array:
+    return mx.abs(x) < math.inf
 
 
 @rules.define("sign")
@@ -340,7 +344,7 @@ def reduce_precision(equation: Equation, x: mx.array) -> mx.array:
     exponent, mantissa = equation.params["exponent_bits"], equation.params["mantissa_bits"]
     narrow = {(5, 10): mx.float16, (8, 7): mx.bfloat16, (8, 23): mx.float32, (11, 52): mx.float64}
     target = narrow.get((exponent, mantissa))
-    if target == x.dtype:
+    if target is not None and target == x.dtype:
         return x
     if is_complex(x):
         raise unsupported(equation, "complex numbers have no reduced precision")

@@ -155,7 +155,8 @@ def _where_hit(kind: Kind, windows: Windows, operand: mx.array, indices: mx.arra
         start = arrange(start, windows.batch_labels, place, ones)
         hits.append(start == iota(operand.shape[d], start.dtype, operand.ndim, d))
     update = arrange(updates, windows.labels, place, ones)
-    return mx.where(reduce(mx.logical_and, hits), kind.combine(operand, update), operand)
+    new = kind.combine(operand, update)
+    return mx.where(reduce(mx.logical_and, hits), new, operand) if hits else new
 
 
 def _many_windows(kind: Kind, windows: Windows, operand: mx.array, indices: mx.array, updates: mx.array) -> mx.array:
@@ -171,7 +172,7 @@ def _many_windows(kind: Kind, windows: Windows, operand: mx.array, indices: mx.a
         if kind.neutral is not None:
             updates = mx.where(mask, updates, constant_like(updates, kind.neutral(updates)))
         else:
-            starts, updates = _repeat_last(windows, x, starts, fits, mask, updates)
+            starts, updates = _repeat_last(windows, operand, starts, fits, mask, updates)
     if windows.moving:
         x = kind.scatter(x, tuple(windows.index_arrays(starts)), updates)
     else:
@@ -180,7 +181,12 @@ def _many_windows(kind: Kind, windows: Windows, operand: mx.array, indices: mx.a
 
 
 def _repeat_last(
-    windows: Windows, x: mx.array, starts: Mapping[int, mx.array], fits: mx.array, mask: mx.array, updates: mx.array
+    windows: Windows,
+    operand: mx.array,
+    starts: Mapping[int, mx.array],
+    fits: mx.array,
+    mask: mx.array,
+    updates: mx.array,
 ) -> tuple[dict[int, mx.array], mx.array]:
     """Turn each window that does not fit into a copy of the last one that does: writing that again changes nothing.
 
@@ -194,12 +200,11 @@ def _repeat_last(
         moved[d] = mx.where(fits, start, mx.take(start.reshape(count), last))
     window = updates.shape[len(windows.batch) :]
     update = mx.take(updates.reshape((count, *window)), last, axis=0)
-    current = x
+    current = operand
     if windows.moving:
-        axes = tuple(i for i, d in enumerate(windows.moving) if d in moved)
-        origin = mx.concatenate([mx.take(moved[windows.moving[i]].reshape(count), last).reshape(1) for i in axes])
-        sizes = tuple(windows.sizes[d] for d in (*windows.moving, *windows.spanned))
-        current = mx.slice(x, origin, axes, sizes).reshape(window)
+        origin, axes = windows.origin({d: mx.take(start.reshape(count), last) for d, start in moved.items()})
+        current = mx.slice(operand, origin, axes, windows.sizes)
+    current = arrange(current, tuple(range(operand.ndim)), (*windows.partial, *windows.spanned), window)
     return moved, mx.where(mask, updates, mx.where(found, update, current))
 
 

@@ -1,7 +1,7 @@
 """Triangular systems. MLX only has the inverse of a triangle, which loses accuracy as the matrix grows.
 
 Here a system is halved until it is small, each half being substituted into the next: the error stays that of
-substitution, and a zero on the diagonal gives infinities and NaN instead of ending the process.
+substitution, and a zero on the diagonal gives infinity or NaN instead of ending the process.
 """
 
 from __future__ import annotations
