@@ -133,8 +133,8 @@ def flip(x: mx.array, axes: Sequence[int]) -> mx.array:
 def iota(equation: Equation, *_: mx.array) -> mx.array:
     shape, axis = equation.shape, equation.params["dimension"]
     row = counting(shape[axis], out_dtype(equation))
-    aligned = [-1 if i == axis else 1 for i in range(len(shape))]
-    return row if len(shape) == 1 else mx.broadcast_to(mx.reshape(row, aligned) if row.size else row, shape)
+    aligned = [size if i == axis else 1 for i, size in enumerate(shape)]
+    return row if len(shape) == 1 else mx.broadcast_to(mx.reshape(row, aligned), shape)
 
 
 def counting(length: int, dtype: mx.Dtype) -> mx.array:
