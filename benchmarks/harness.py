@@ -93,7 +93,7 @@ def duration(seconds: float) -> str:
 
 
 def with_openblas() -> str:
-    """Restart this program with OpenBLAS preloaded where MLX would use its slow reference BLAS; says which is in use."""
+    """Restart this program with OpenBLAS preloaded where MLX would use its reference BLAS; says which is in use."""
     library = ctypes.util.find_library("openblas")
     if sys.platform != "linux":
         return "MLX's own BLAS"

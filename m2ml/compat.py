@@ -75,6 +75,15 @@ def primitive_name(eqn: core.JaxprEqn) -> str:
     return RENAMED.get(eqn.primitive.name, eqn.primitive.name)
 
 
+def parameters(eqn: core.JaxprEqn) -> Mapping[str, Any]:
+    """An equation's parameters as m2ml names them: jax 0.12 gives scan's counts as trees of what goes in."""
+    if "ft_in" not in eqn.params:
+        return eqn.params
+    constants, carry, _ = (len(part) for part in eqn.params["ft_in"].unpack())
+    renamed = {key: value for key, value in eqn.params.items() if not key.startswith("ft_")}
+    return renamed | {"num_consts": constants, "num_carry": carry}
+
+
 def called_jaxpr(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
     """The jaxpr that a call-like equation runs, or None if the equation is not a call."""
     name = primitive_name(eqn)

@@ -196,7 +196,7 @@ class _Flattener:
         keys = tuple(a.dtype if compat.is_key(a.dtype) else None for a in inputs)
         return Equation(
             name=name,
-            params={key: _convert_param(value) for key, value in eqn.params.items()},
+            params={key: _convert_param(value) for key, value in compat.parameters(eqn).items()},
             inputs=tuple(compat.physical_aval(a) for a in inputs),
             outputs=tuple(compat.physical_aval(v.aval) for v in eqn.outvars),
             source=source,

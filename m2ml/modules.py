@@ -26,7 +26,7 @@ def _nnx() -> Any:
 def _is_module(value: Any) -> bool:
     nnx = _nnx()
     base: Any = getattr(nnx, "Pytree", None) or getattr(nnx, "Object", ())
-    return isinstance(value, base) and not isinstance(value, nnx.State | nnx.GraphDef)
+    return isinstance(value, base)
 
 
 def find(tree: Any) -> list[Any]:

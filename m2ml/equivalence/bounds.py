@@ -18,6 +18,7 @@ import numpy as np
 
 from m2ml import compat
 from m2ml.control import CONTROL_FLOW
+from m2ml.equivalence.functions import FUNCTION_UNITS, function_scale
 from m2ml.interpreter import Equation
 
 Array = np.ndarray[Any, Any]
@@ -42,7 +43,7 @@ EXACT = frozenset(
 #: Exact for real numbers, rounded for complex ones, whose size they work out.
 _COMPLEX_ROUNDED = frozenset({"abs", "sign"})
 
-#: Primitives correctly rounded by every engine: half a unit in the last place.
+#: Primitives correctly rounded by every engine, to half a unit in the last place; complex ones from rounded parts.
 ROUNDED = frozenset("add add_any convert_element_type div mul neg sqrt square sub".split())
 
 #: Sums of products or values: the error grows with the number of terms.
@@ -50,9 +51,6 @@ SUMS = frozenset(
     """conv_general_dilated cumlogsumexp cumprod cumsum dot_general fft ragged_dot reduce_prod reduce_sum
     reduce_window reduce_window_sum reduce scatter_add scatter_mul scatter_sub select_and_scatter_add""".split()
 )
-
-#: Units in the last place that a correct library function may be off: XLA and MLX document none, 4 were measured.
-FUNCTION_UNITS = 8.0
 
 
 def unit(dtype: Any) -> float:
@@ -109,21 +107,21 @@ def error_scale(
     if equation.name in SUMS:
         sums = zip(range(len(outputs)), units, outputs, strict=True)
         return [_sum_scale(equation, inputs, y, u, lambda *xs, i=i: rule(*xs)[i]) if u else None for i, u, y in sums]
-    factor = 1.0 if equation.name in ROUNDED else FUNCTION_UNITS
-    return [factor * u * _magnitude(equation, y) if u else None for u, y in zip(units, outputs, strict=True)]
+    each = zip(range(len(outputs)), units, outputs, strict=True)
+    return [_scale(equation, inputs, y, u, lambda *xs, i=i: rule(*xs)[i]) if u else None for i, u, y in each]
 
 
-def _magnitude(equation: Equation, output: Array) -> Array:
-    """Size that an element's error is relative to: the element, or the whole result for a factorisation."""
-    size = np.abs(output)
-    if equation.name in _NORMWISE and size.size:
+def _scale(
+    equation: Equation, inputs: Sequence[Array], output: Array, u: float, rule: Callable[..., Array]
+) -> Array:
+    if equation.name in ROUNDED:
+        return np.asarray((FUNCTION_UNITS if np.iscomplexobj(output) else 1.0) * u * np.abs(output))
+    if equation.name in _NORMWISE:
+        size = np.abs(output)
         finite = size[np.isfinite(size)]
-        return np.full_like(size, finite.max() if finite.size else 0.0) * math.sqrt(
-            max(equation.inputs[0].shape[-1:] or (1,))
-        )
-    if equation.name in _ABSOLUTE:
-        return np.maximum(size, 1.0)
-    return size
+        order = math.sqrt(max(equation.inputs[0].shape[-1:] or (1,)))
+        return np.full_like(size, FUNCTION_UNITS * u * order * (finite.max() if finite.size else 0.0))
+    return function_scale(equation, inputs, output, u, rule)
 
 
 #: Factorisations and transforms: errors are relative to the largest element.
@@ -131,9 +129,6 @@ _NORMWISE = frozenset(
     """cholesky eig eigh geqrf hessenberg householder_product lu qr schur svd triangular_solve tridiagonal
     tridiagonal_solve""".split()
 )
-
-#: Functions with zeros that are not at zero, or worked out as the complement of 1: near zero the error is absolute.
-_ABSOLUTE = frozenset("digamma igamma igammac lgamma polygamma zeta".split())
 
 
 def _sum_scale(

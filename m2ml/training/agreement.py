@@ -55,14 +55,20 @@ class Agreement:
     def steps(self) -> int:
         return len(self.bound.expected)
 
-    def difference(self, losses: Array) -> float:
-        """The largest difference from the reference over the steps that both made."""
-        return float(np.max(np.abs(losses[: self.steps] - self.bound.expected[: len(losses)])))
+    def worst(self, losses: Array) -> tuple[float, float]:
+        """The difference that comes closest to its step's bound, and that bound, over the steps that both made."""
+        distance, allowed = self._distance(losses)
+        step = int(np.argmax(distance / allowed))
+        return float(distance[step]), float(allowed[step])
 
     def share(self, losses: Array) -> float:
         """The largest difference in units of its step's bound: at most 1 for a correct engine."""
-        distance = np.abs(losses[: self.steps] - self.bound.expected[: len(losses)])
-        return float(np.max(distance / self.bound.allowed[: len(losses)]))
+        distance, allowed = self._distance(losses)
+        return float(np.max(distance / allowed))
+
+    def _distance(self, losses: Array) -> tuple[Array, Array]:
+        both = min(self.steps, len(losses))
+        return np.abs(losses[:both] - self.bound.expected[:both]), self.bound.allowed[:both]
 
 
 def measure(
