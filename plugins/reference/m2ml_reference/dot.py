@@ -38,6 +38,20 @@ def dot_general(equation: Equation, x: Array, y: Array) -> Array:
     return contract(*operands_for(equation, x, y), equation.params["dimension_numbers"])
 
 
+@rules.define("scaled_dot")
+def scaled_dot(equation: Equation, x: Array, y: Array, x_scale: Array, y_scale: Array) -> Array:
+    """A dot_general of operands whose contracted axes are scaled block by block."""
+    dims = equation.params["dimension_numbers"]
+    scaled = [_scaled(a, scale, axes) for a, scale, axes in zip((x, y), (x_scale, y_scale), dims[0], strict=True)]
+    return contract(*operands_for(equation, *scaled), dims)
+
+
+def _scaled(x: Array, scale: Array, axes: Sequence[int]) -> Array:
+    for axis in axes:
+        scale = np.repeat(scale, x.shape[axis] // scale.shape[axis], axis)
+    return x * scale
+
+
 def _group_masks(sizes: Array, length: int) -> Array:
     """[group, *lead, position]: which positions of the ragged axis belong to each group."""
     ends = np.cumsum(sizes, axis=-1)

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.special
 
 from m2ml.interpreter import Equation
-from m2ml_reference.integers import int_div, int_pow, int_rem
+from m2ml_reference.integers import int_div, int_rem
 from m2ml_reference.values import (
     Array,
     greatest,
@@ -93,17 +93,13 @@ def rem(equation: Equation, x: Array, y: Array) -> Array:
 
 @rules.define("pow")
 def power(equation: Equation, x: Array, y: Array) -> Array:
-    return int_pow(x, y) if is_integer(x.dtype) else np.power(x, y)
+    return np.power(x, y)
 
 
 @rules.define("integer_pow")
 def integer_pow(equation: Equation, x: Array) -> Array:
     exponent = equation.params["y"]
-    if is_integer(x.dtype) and exponent >= 0:
-        return int_pow(x, np.asarray(exponent))
-    if is_integer(x.dtype):
-        return int_div(np.ones_like(x), int_pow(x, np.asarray(-exponent)))
-    return _repeated_product(x, exponent) if is_complex(x.dtype) else np.power(x, float(exponent))
+    return np.power(x, float(exponent)) if is_float(x.dtype) else _repeated_product(x, exponent)
 
 
 def _repeated_product(x: Array, exponent: int) -> Array:
@@ -120,6 +116,15 @@ def _repeated_product(x: Array, exponent: int) -> Array:
 @rules.define("one_minus_square")
 def one_minus_square(equation: Equation, x: Array) -> Array:
     return (1 - x) * (1 + x)
+
+
+@rules.define("polynomial")
+def polynomial(equation: Equation, x: Array, *coefficients: Array) -> Array:
+    """Horner's rule; coefficients from the constant one up."""
+    result = coefficients[-1]
+    for coefficient in coefficients[-2::-1]:
+        result = result * x + coefficient
+    return result
 
 
 @rules.define("rsqrt")

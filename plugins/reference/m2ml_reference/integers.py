@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from m2ml.interpreter import Equation
@@ -15,7 +16,7 @@ from m2ml_reference.values import Array, is_unsigned, rules
 
 
 def width(dtype: Any) -> int:
-    return 8 * np.dtype(dtype).itemsize
+    return int(ml_dtypes.iinfo(dtype).bits)
 
 
 def unsigned(x: Array) -> Array:
@@ -31,32 +32,16 @@ def _divisible(x: Array, y: Array) -> Array:
 
 def int_div(x: Array, y: Array) -> Array:
     """The quotient rounded towards zero."""
-    quotient = np.abs(_floor_free(x, y))
+    divisor = _divisible(x, y)
+    quotient = (x - np.fmod(x, divisor)) // divisor
     if not is_unsigned(x.dtype):
-        quotient = np.where((x < 0) != (y < 0), -quotient, quotient)
         quotient = np.where(y == -1, -x, quotient)
     return np.where(y == 0, ~np.zeros_like(x), quotient)
-
-
-def _floor_free(x: Array, y: Array) -> Array:
-    safe = _divisible(x, y)
-    return (x - np.fmod(x, safe)) // safe
 
 
 def int_rem(x: Array, y: Array) -> Array:
     """The remainder with the sign of the dividend."""
     return np.where(y == 0, x, np.fmod(x, _divisible(x, y)))
-
-
-def int_pow(x: Array, y: Array) -> Array:
-    """Repeated multiplication, wrapping; a negative exponent gives 0, except for the bases 1 and -1."""
-    result, base = np.ones(np.broadcast_shapes(x.shape, y.shape), x.dtype), x
-    rest = np.maximum(y, 0)
-    while np.any(rest):
-        result = np.where(rest & 1, result * base, result)
-        base, rest = base * base, rest >> 1
-    odd = np.where(y & 1, x, np.ones_like(x))
-    return np.where(y < 0, np.where(x == 1, x, np.where(x + np.ones_like(x) == 0, odd, np.zeros_like(x))), result)
 
 
 @rules.define("mulhi")
@@ -108,19 +93,22 @@ def shift_right_logical(equation: Equation, x: Array, y: Array) -> Array:
 
 @rules.define("shift_right_arithmetic")
 def shift_right_arithmetic(equation: Equation, x: Array, y: Array) -> Array:
+    """The top bit is repeated, that of an unsigned number too."""
     inside, count = _within(x, y)
-    return np.where(inside, x >> count, x >> x.dtype.type(width(x.dtype) - 1))
+    signed = x.view(np.dtype(f"i{x.dtype.itemsize}"))
+    last = signed.dtype.type(width(x.dtype) - 1)
+    return (signed >> np.where(inside, count, count.dtype.type(last)).astype(signed.dtype)).astype(x.dtype)
 
 
 def _bits(x: Array) -> Array:
     """The bits of each element, most significant first, along a new last axis."""
     big_endian = unsigned(x).astype(f">u{x.dtype.itemsize}")[..., None]
-    return np.unpackbits(big_endian.view(np.uint8), axis=-1)
+    return np.unpackbits(big_endian.view(np.uint8), axis=-1)[..., -width(x.dtype) :]
 
 
 @rules.define("population_count")
 def population_count(equation: Equation, x: Array) -> Array:
-    return _bits(x).sum(axis=-1)
+    return _bits(x).sum(axis=-1, dtype=np.uint8)
 
 
 @rules.define("clz")

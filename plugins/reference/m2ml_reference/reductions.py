@@ -24,15 +24,16 @@ UFUNCS = {
 
 def identity_of(kind: str, dtype: np.dtype) -> Array:
     """The value that changes nothing under the monoid, in the dtype given."""
-    values = {"sum": 0, "prod": 1, "or": 0, "xor": 0, "and": ~np.zeros((), dtype) if dtype.kind in "biu" else None}
-    value = least(dtype) if kind == "max" else greatest(dtype) if kind == "min" else values[kind]
-    return np.asarray(value, dtype)
+    values = {"sum": 0, "prod": 1, "or": 0, "xor": 0, "and": -1, "max": least(dtype), "min": greatest(dtype)}
+    return np.asarray(values[kind]).astype(dtype)
 
 
 def _define_reduction(kind: str) -> None:
     def rule(equation: Equation, x: Array) -> Array:
-        axes = tuple(equation.params["axes"])
-        return UFUNCS[kind].reduce(x, axis=axes, dtype=x.dtype, initial=identity_of(kind, x.dtype))
+        axes, start = tuple(equation.params["axes"]), identity_of(kind, x.dtype)
+        if x.dtype.kind == "V":
+            x, start = x.astype(np.int64), start.astype(np.int64)
+        return UFUNCS[kind].reduce(x, axis=axes, dtype=x.dtype, initial=start)
 
     rules.define(f"reduce_{kind}")(rule)
 

@@ -21,7 +21,7 @@ def erfc(equation: Equation, x: Array) -> Array:
 
 @rules.define("erf_inv")
 def erf_inv(equation: Equation, x: Array) -> Array:
-    return scipy.special.erfinv(x)
+    return np.copysign(scipy.special.erfinv(x), x)
 
 
 @rules.define("lgamma")
@@ -58,7 +58,7 @@ def bessel_i0e(equation: Equation, x: Array) -> Array:
 
 @rules.define("bessel_i1e")
 def bessel_i1e(equation: Equation, x: Array) -> Array:
-    return scipy.special.i1e(x)
+    return np.copysign(scipy.special.i1e(x), x)
 
 
 @rules.define("regularized_incomplete_beta")
@@ -66,16 +66,20 @@ def regularized_incomplete_beta(equation: Equation, a: Array, b: Array, x: Array
     return scipy.special.betainc(a, b, x)
 
 
+def _outside(a: Array, x: Array) -> Array:
+    return (a < 0) | (x < 0) | ((a == 0) & (x == 0))
+
+
 @rules.define("igamma")
 def igamma(equation: Equation, a: Array, x: Array) -> Array:
     """The regularised lower incomplete gamma function."""
-    return np.where((a <= 0) | (x < 0), np.nan, scipy.special.gammainc(a, x))
+    return np.where(_outside(a, x), np.nan, scipy.special.gammainc(a, x))
 
 
 @rules.define("igammac")
 def igammac(equation: Equation, a: Array, x: Array) -> Array:
     """The regularised upper incomplete gamma function."""
-    return np.where((a <= 0) | (x < 0), np.nan, scipy.special.gammaincc(a, x))
+    return np.where(_outside(a, x), np.nan, scipy.special.gammaincc(a, x))
 
 
 #: Weights of the central difference of order eight: f(x + kh) - f(x - kh) for k = 1, 2, 3, 4.

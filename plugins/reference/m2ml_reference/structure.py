@@ -11,17 +11,28 @@ from m2ml_reference.values import Array, rules, wide
 
 
 @rules.define(
-    "copy_p",
-    "optimization_barrier",
-    "tie",
-    "with_memory_space_constraint",
-    "inspect_sharding",
-    "reduced_vary_cast",
-    "vary_unreduced_cast",
     "create_linear",
+    "inspect_sharding",
+    "optimization_barrier",
+    "pin",
+    "reduced_vary_cast",
+    "reduced_vary_cast_p",
+    "relayout",
+    "sharding_cast",
+    "stage",
+    "unpin",
+    "vary_unreduced_cast",
+    "vary_unreduced_cast_p",
+    "with_memory_space_constraint",
 )
 def identity(equation: Equation, *arrays: Array) -> list[Array]:
     return list(arrays[: len(equation.outputs)])
+
+
+@rules.define("tie")
+def tie(equation: Equation, x: Array, y: Array) -> Array:
+    """The second operand, once the first is there."""
+    return y
 
 
 @rules.define("broadcast_in_dim")
