@@ -1,0 +1,98 @@
+"""Cases of contractions, convolutions and Fourier transforms."""
+
+import numpy as np
+from hypothesis import strategies as st
+from jax import lax
+from primitive_cases import Case, covers, public
+from primitive_values import COMPLEX, FLOATS, INTEGERS, Draw, array, one_of
+
+LENGTHS = (0, 1, 2, 3, 7)
+
+
+@covers("dot_general")
+def dot_general(draw: Draw, name: str) -> Case:
+    """Any number of batch, contracted and free axes, in any order on both sides."""
+    dtype = one_of(draw, *FLOATS, *INTEGERS, *COMPLEX, "bool")
+    batch = [one_of(draw, *LENGTHS) for _ in range(draw(st.integers(0, 2)))]
+    inner = [one_of(draw, *LENGTHS) for _ in range(draw(st.integers(0, 2)))]
+    sides = []
+    for _ in range(2):
+        free = [one_of(draw, *LENGTHS) for _ in range(draw(st.integers(0, 2)))]
+        sizes = [*batch, *inner, *free]
+        place = draw(st.permutations(range(len(sizes))))
+        shape = [0] * len(sizes)
+        for axis, size in zip(place, sizes, strict=True):
+            shape[axis] = size
+        sides.append((shape, place[len(batch) : len(batch) + len(inner)], place[: len(batch)]))
+    (left, left_inner, left_batch), (right, right_inner, right_batch) = sides
+    numbers = ((left_inner, right_inner), (left_batch, right_batch))
+    preferred = one_of(draw, None, None, "float32" if dtype in FLOATS else "int32" if dtype in INTEGERS else None)
+    arrays = [array(draw, shape, dtype, finite=True, scales=(1.0, 1e-3, 20.0)) for shape in (left, right)]
+    return lambda x, y: lax.dot_general(x, y, numbers, preferred_element_type=preferred), arrays
+
+
+@covers("ragged_dot", "ragged_dot_general")
+def ragged_dot(draw: Draw, name: str) -> Case:
+    rows, inner, columns, groups = (draw(st.integers(1, 5)) for _ in range(4))
+    sizes = np.random.default_rng(draw(st.integers(0, 99))).multinomial(rows, np.full(groups, 1 / groups))
+    left = array(draw, (rows, inner), "float32", finite=True)
+    right = array(draw, (groups, inner, columns), "float32", finite=True)
+    return public("ragged_dot"), [left, right, sizes.astype(np.int32)]
+
+
+@covers("conv_general_dilated")
+def convolution(draw: Draw, name: str) -> Case:
+    """One to three spatial axes, strides, dilations, padding (negative too), groups and any order of axes."""
+    rank, groups = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    by_batch = draw(st.booleans())
+    batch_groups, feature_groups = (groups, 1) if by_batch else (1, groups)
+    batch, inputs = draw(st.integers(1, 2)) * batch_groups, draw(st.integers(1, 3)) * feature_groups
+    outputs = draw(st.integers(1, 2)) * groups
+    kernel = [draw(st.integers(1, 3)) for _ in range(rank)]
+    spatial = [draw(st.integers(1, 6 if rank < 3 else 3)) for _ in range(rank)]
+    strides, lhs_dilation, rhs_dilation = ([draw(st.integers(1, 3)) for _ in range(rank)] for _ in range(3))
+    padding = []
+    for n, k, inside, outside in zip(spatial, kernel, lhs_dilation, rhs_dilation, strict=True):
+        short = (k - 1) * outside - (n - 1) * inside
+        low = draw(st.integers(-1 if n > 2 else 0, 3))
+        padding.append((low, max(draw(st.integers(-1, 3)), short - low)))
+    orders = [draw(st.permutations(range(rank + 2))) for _ in range(3)]
+    numbers = lax.ConvDimensionNumbers(*(tuple(order) for order in orders))
+    left = _placed([batch, inputs, *spatial], orders[0])
+    right = _placed([outputs, inputs // feature_groups, *kernel], orders[1])
+    dtype = one_of(draw, *FLOATS, "int32", "int8", *COMPLEX)
+
+    def convolve(x, w):
+        return lax.conv_general_dilated(
+            x,
+            w,
+            strides,
+            padding,
+            lhs_dilation,
+            rhs_dilation,
+            numbers,
+            feature_group_count=feature_groups,
+            batch_group_count=batch_groups,
+        )
+
+    return convolve, [array(draw, shape, dtype, finite=True, scales=(1.0, 20.0)) for shape in (left, right)]
+
+
+def _placed(sizes: list[int], order: list[int]) -> list[int]:
+    shape = [0] * len(sizes)
+    for size, axis in zip(sizes, order, strict=True):
+        shape[axis] = size
+    return shape
+
+
+@covers("fft")
+def fft(draw: Draw, name: str) -> Case:
+    kind = one_of(draw, "FFT", "IFFT", "RFFT", "IRFFT")
+    axes = draw(st.integers(1, 3))
+    lead = [one_of(draw, 1, 3) for _ in range(draw(st.integers(0, 1)))]
+    lengths = [one_of(draw, 1, 2, 5, 8, 12) for _ in range(axes)]
+    shape = [*lead, *lengths]
+    if kind == "IRFFT":
+        shape[-1] = lengths[-1] // 2 + 1
+    x = array(draw, shape, "float32" if kind == "RFFT" else "complex64", finite=True)
+    return lambda x: lax.fft(x, kind, lengths), [x]

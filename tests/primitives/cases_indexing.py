@@ -1,0 +1,90 @@
+"""Cases of gathers, scatters and dynamic slices, with indices out of range in both directions."""
+
+import numpy as np
+from hypothesis import strategies as st
+from jax import lax
+from primitive_cases import Case, covers, public
+from primitive_values import COMPLEX, EVERY, FLOATS, INTEGERS, Draw, array, one_of, shape_of
+
+MODES = ("fill", "clip", "promise_in_bounds")
+
+
+def _indices(draw: Draw, shape: tuple[int, ...], most: int) -> np.ndarray:
+    rng = np.random.default_rng(draw(st.integers(0, 2**20)))
+    dtype = one_of(draw, "int32", "int32", "int8", "uint8", "uint32")
+    low = 0 if dtype.startswith("u") else -3
+    chosen = rng.integers(low, most + 3, shape)
+    far = rng.choice([np.iinfo(dtype).max, np.iinfo(dtype).min], shape)
+    return np.where(rng.random(shape) < 0.1, far, chosen).astype(dtype)
+
+
+@covers("dynamic_slice", "dynamic_update_slice")
+def dynamic_slices(draw: Draw, name: str) -> Case:
+    x = array(draw, shape_of(draw, 0, 4, (0, 1, 3, 7)), one_of(draw, *EVERY))
+    sizes = [draw(st.integers(0, n)) for n in x.shape]
+    starts = [_indices(draw, (), n) for n in x.shape]
+    starts = [s.astype(starts[0].dtype) for s in starts]
+    if name == "dynamic_slice":
+        return lambda x, *at: lax.dynamic_slice(x, at, sizes), [x, *starts]
+    update = array(draw, sizes, x.dtype.name)
+    return lambda x, u, *at: lax.dynamic_update_slice(x, u, at), [x, update, *starts]
+
+
+def _numbers(draw: Draw):
+    """Operand shape, index batch, window sizes and the roles of axes: collapsed, indexed, paired with a batch axis."""
+    rank = draw(st.integers(1, 4))
+    batch = [one_of(draw, 0, 1, 2, 3) for _ in range(draw(st.integers(0, 2)))]
+    shape = [one_of(draw, 1, 2, 3, 5) for _ in range(rank)]
+    paired = [d for d in range(rank) if draw(st.integers(0, 3)) == 0][: len(batch)]
+    partners = draw(st.permutations(range(len(batch))))[: len(paired)]
+    for axis, partner in zip(paired, partners, strict=True):
+        shape[axis] = batch[partner]
+    sizes = [min(1, n) if d in paired else draw(st.integers(min(1, n), n)) for d, n in enumerate(shape)]
+    collapsed = [d for d in range(rank) if d not in paired and sizes[d] == 1 and draw(st.booleans())]
+    indexed = [d for d in draw(st.permutations(range(rank))) if d not in paired and draw(st.booleans())]
+    kept = [d for d in range(rank) if d not in paired and d not in collapsed]
+    offsets = sorted(draw(st.permutations(range(len(kept) + len(batch))))[: len(kept)])
+    return shape, batch, sizes, kept, offsets, tuple(collapsed), tuple(indexed), (tuple(paired), tuple(partners))
+
+
+@covers("gather")
+def gather(draw: Draw, name: str) -> Case:
+    shape, batch, sizes, _, offsets, collapsed, indexed, (paired, partners) = _numbers(draw)
+    numbers = lax.GatherDimensionNumbers(tuple(offsets), collapsed, indexed, paired, partners)
+    mode, x = one_of(draw, *MODES), array(draw, shape, one_of(draw, *EVERY))
+    at = _indices(draw, (*batch, len(indexed)), max(shape))
+    if mode == "promise_in_bounds":
+        at = _kept_inside(at, shape, sizes, indexed)
+    return lambda x, i: lax.gather(x, i, numbers, sizes, mode=mode), [x, at]
+
+
+def _kept_inside(at: np.ndarray, shape: list[int], sizes: list[int], indexed: tuple[int, ...]) -> np.ndarray:
+    """A broken promise is undefined: there is nothing to compare."""
+    last = np.array([shape[d] - sizes[d] for d in indexed], np.int64)
+    return np.clip(at.astype(np.int64), 0, last).astype(at.dtype)
+
+
+@covers("scatter", "scatter_add", "scatter_sub", "scatter_mul", "scatter_min", "scatter_max")
+def scatter(draw: Draw, name: str) -> Case:
+    shape, batch, sizes, kept, offsets, collapsed, indexed, (paired, partners) = _numbers(draw)
+    numbers = lax.ScatterDimensionNumbers(tuple(offsets), collapsed, indexed, paired, partners)
+    ordered = name in ("scatter_min", "scatter_max")
+    dtype = one_of(draw, *FLOATS, *INTEGERS, *(() if ordered else COMPLEX))
+    windows = iter(sizes[d] for d in kept)
+    rest = iter(batch)
+    updates = [next(windows if d in offsets else rest) for d in range(len(kept) + len(batch))]
+    mode, function = one_of(draw, *MODES), public(name)
+    at = _indices(draw, (*batch, len(indexed)), max(shape))
+    if mode == "promise_in_bounds":
+        at = _kept_inside(at, shape, sizes, indexed)
+    finite = not ordered and name != "scatter"
+    arrays = [array(draw, s, dtype, finite=finite, scales=(1.0, 20.0)) for s in (shape, updates)]
+    unique = name == "scatter" and not _meets_once(at)
+    if unique:
+        arrays[1] = np.full(updates, arrays[1].reshape(-1)[0] if arrays[1].size else 0, arrays[1].dtype)
+    return lambda x, i, u: function(x, i, u, numbers, mode=mode), [arrays[0], at, arrays[1]]
+
+
+def _meets_once(at: np.ndarray) -> bool:
+    """Which of two updates of one element stays is left open by XLA, so those are made equal."""
+    return at.size <= at.shape[-1]

@@ -1,0 +1,48 @@
+"""Cases of the random primitives: the same bits everywhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+from jax import lax
+from jax.extend import random as extend_random
+from primitive_cases import Case, covers
+from primitive_values import Draw, array, one_of, shape_of
+
+
+@covers("threefry2x32")
+def threefry(draw: Draw, name: str) -> Case:
+    return extend_random.threefry_2x32, [array(draw, (2,), "uint32"), array(draw, shape_of(draw, 0, 2), "uint32")]
+
+
+@covers("iota_2x32_shape")
+def counters(draw: Draw, name: str) -> Case:
+    """The counters of partitionable threefry."""
+    shape, seed = shape_of(draw, 1), draw(st.integers(0, 2**31 - 1))
+
+    def bits():
+        with jax.threefry_partitionable(True):
+            return jax.random.bits(jax.random.key(seed), shape)
+
+    return bits, []
+
+
+@covers("rng_bit_generator")
+def rng_bit_generator(draw: Draw, name: str) -> Case:
+    shape, dtype = shape_of(draw, 0, 3), one_of(draw, *(np.dtype(f"uint{n}") for n in (8, 16, 32)))
+    methods = lax.RandomAlgorithm.RNG_THREE_FRY, lax.RandomAlgorithm.RNG_PHILOX, lax.RandomAlgorithm.RNG_DEFAULT
+    algorithm = one_of(draw, *methods)
+    words = 2 if algorithm is lax.RandomAlgorithm.RNG_THREE_FRY else 4
+    key = array(draw, (words,), "uint32")
+    return lambda key: lax.rng_bit_generator(key, shape, dtype, algorithm), [key]
+
+
+@covers("random_gamma")
+def random_gamma(draw: Draw, name: str) -> Case:
+    shape, seed = shape_of(draw, 0, 2, (0, 1, 3)), draw(st.integers(0, 2**31 - 1))
+    a = array(draw, shape, "float32", low=0.1, high=10.0)
+
+    def sample(a):
+        return jax.random.gamma(jax.random.key(seed), a, dtype=jnp.float32)
+
+    return sample, [a]

@@ -1,0 +1,174 @@
+"""Cases of reductions along axes and over windows, cumulative ones, sorting and searching."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+from jax import lax
+from primitive_cases import Case, covers, public
+from primitive_values import COMPLEX, FLOATS, INTEGERS, REAL, Draw, array, dtype_of, one_of, shape_of
+
+Shape = tuple[int, ...]
+
+
+def _axes(draw: Draw, rank: int) -> tuple[int, ...]:
+    return tuple(draw(st.lists(st.integers(0, rank - 1), unique=True, min_size=1)))
+
+
+def reducer(name: str):
+    """The public function that binds a reduction, or JAX's NumPy one where this JAX has none in lax."""
+    numpy = {"sum": jnp.sum, "prod": jnp.prod, "max": jnp.max, "min": jnp.min, "and": jnp.all, "or": jnp.any}
+    kind = name.removeprefix("reduce_")
+    if hasattr(lax, name):
+        return getattr(lax, name)
+    if kind not in numpy:
+        return lambda x, axes: lax.reduce(x, np.zeros((), x.dtype), lax.bitwise_xor, axes)
+    if kind == "sum":
+        return lambda x, axes: jnp.sum(x, axes, dtype=x.dtype, promote_integers=False)
+    if kind == "prod":
+        return lambda x, axes: jnp.prod(x, axes, dtype=x.dtype, promote_integers=False)
+    return lambda x, axes: numpy[kind](x, axes)
+
+
+@covers("reduce_sum", "reduce_prod", "reduce_max", "reduce_min")
+def reduce_numbers(draw: Draw, name: str) -> Case:
+    ordered = name in ("reduce_max", "reduce_min")
+    dtype = one_of(draw, *REAL, *(() if ordered else COMPLEX))
+    x = array(draw, shape_of(draw, 1), dtype, finite=dtype == "complex64" or (not ordered and draw(st.booleans())))
+    axes = _axes(draw, x.ndim)
+    axes = tuple(d for d in axes if x.shape[d]) if ordered and not hasattr(lax, name) else axes
+    return lambda x: reducer(name)(x, axes), [x if axes else np.ones((3,), x.dtype)]
+
+
+@covers("reduce_and", "reduce_or", "reduce_xor")
+def reduce_bits(draw: Draw, name: str) -> Case:
+    dtypes = ("bool",) if not hasattr(lax, name) else ("bool", *INTEGERS)
+    x = array(draw, shape_of(draw, 1), one_of(draw, *dtypes))
+    axes = _axes(draw, x.ndim)
+    return lambda x: reducer(name)(x, axes), [x]
+
+
+def _xnor(a, b):
+    return lax.bitwise_xor(a, ~b)
+
+
+@covers("reduce")
+def reduce_any(draw: Draw, name: str) -> Case:
+    """A body that lax.reduce knows no name for; with two operands, an argmax."""
+    shape = shape_of(draw, 1)
+    axes = _axes(draw, len(shape))
+    if draw(st.booleans()):
+        x = array(draw, shape, "int32")
+        return lambda x: lax.reduce(x, np.int32(3), _xnor, axes), [x]
+
+    def best(a, b):
+        keep = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] <= b[1]))
+        return jnp.where(keep, a[0], b[0]), jnp.where(keep, a[1], b[1])
+
+    x, i = array(draw, shape, "int32"), np.arange(np.prod(shape, dtype=int), dtype=np.int32).reshape(shape)
+    return lambda x, i: lax.reduce((x, i), (np.int32(-(2**31)), np.int32(2**31 - 1)), best, axes), [x, i]
+
+
+@covers("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+def cumulative(draw: Draw, name: str) -> Case:
+    dtypes = FLOATS if name == "cumlogsumexp" else REAL
+    x = array(draw, shape_of(draw, 1), one_of(draw, *dtypes), finite=name != "cumlogsumexp" and draw(st.booleans()))
+    axis, reverse = draw(st.integers(0, x.ndim - 1)), draw(st.booleans())
+    return lambda x: public(name)(x, axis=axis, reverse=reverse), [x]
+
+
+@covers("argmax", "argmin")
+def arg_extreme(draw: Draw, name: str) -> Case:
+    x = array(draw, shape_of(draw, 1, sizes=(1, 2, 3, 7)), one_of(draw, *REAL, "bool"))
+    axis, index = draw(st.integers(0, x.ndim - 1)), one_of(draw, np.int32, np.uint32, np.int8)
+    return lambda x: public(name)(x, axis, index), [x]
+
+
+@covers("sort")
+def sort(draw: Draw, name: str) -> Case:
+    shape, count = shape_of(draw, 1), draw(st.integers(1, 3))
+    keys = draw(st.integers(1, count))
+    arrays = [array(draw, shape, one_of(draw, *REAL, "bool"), scales=(1.0, 1e-3)) for _ in range(count)]
+    axis = draw(st.integers(0, len(shape) - 1))
+    arrays = [np.round(x) if x.dtype == np.float32 else x for x in arrays]
+    return lambda *xs: lax.sort(xs, dimension=axis, num_keys=keys, is_stable=True), arrays
+
+
+@covers("top_k")
+def top_k(draw: Draw, name: str) -> Case:
+    x = array(draw, shape_of(draw, 1, sizes=(1, 2, 5, 7)), one_of(draw, *REAL))
+    k = draw(st.integers(0, x.shape[-1]))
+    return lambda x: lax.top_k(x, k), [x]
+
+
+@covers("approx_top_k")
+def approx_top_k(draw: Draw, name: str) -> Case:
+    """On engines without an approximation the result is exact, as on XLA's CPU."""
+    shape = shape_of(draw, 1, 2, sizes=(1, 2, 5, 7))
+    x = np.random.default_rng(draw(st.integers(0, 99))).permuted(np.arange(np.prod(shape))).reshape(shape)
+    k, function = draw(st.integers(1, shape[-1])), one_of(draw, lax.approx_max_k, lax.approx_min_k)
+    return lambda x: function(x, k), [x.astype(np.float32)]
+
+
+# windows --------------------------------------------------------------------------------------------
+
+
+def windows(draw: Draw, rank: int, *, dilated: bool = True) -> tuple[Shape, Shape, list, Shape, Shape]:
+    """Window sizes, strides, padding and dilations of the base and of the window for ``rank`` axes."""
+    sizes = tuple(draw(st.integers(1, 3)) for _ in range(rank))
+    strides = tuple(draw(st.integers(1, 3)) for _ in range(rank))
+    padding = [(draw(st.integers(0, n - 1)), draw(st.integers(0, n - 1))) for n in sizes]
+    dilations = [tuple(draw(st.integers(1, 3 if dilated else 1)) for _ in range(rank)) for _ in range(2)]
+    return sizes, strides, padding, dilations[0], dilations[1]
+
+
+@covers("reduce_window_sum", "reduce_window_max", "reduce_window_min")
+def reduce_window_named(draw: Draw, name: str) -> Case:
+    kind = name.removeprefix("reduce_window_")
+    dtype = one_of(draw, *REAL, *(COMPLEX if kind == "sum" else ()))
+    x = array(draw, shape_of(draw, 1, 4, (0, 1, 3, 5)), dtype, finite=kind == "sum" and draw(st.booleans()))
+    x = x if dtype != "complex64" else array(draw, x.shape, dtype, finite=True)
+    floating = dtype in FLOATS
+    init = {"sum": 0, "max": -np.inf, "min": np.inf}[kind]
+    if kind != "sum" and not floating:
+        init = getattr(np.iinfo(dtype), "min" if kind == "max" else "max")
+    sizes, strides, padding, base, window = windows(draw, x.ndim)
+    body = {"sum": lax.add, "max": lax.max, "min": lax.min}[kind]
+    return lambda x: lax.reduce_window(x, x.dtype.type(init), body, sizes, strides, padding, base, window), [x]
+
+
+@covers("reduce_window")
+def reduce_window_any(draw: Draw, name: str) -> Case:
+    x = array(draw, shape_of(draw, 1, 3, (0, 1, 3, 5)), one_of(draw, "int32", "uint8"))
+    sizes, strides, padding, base, window = windows(draw, x.ndim)
+    body, init = one_of(draw, (lax.mul, 1), (lax.bitwise_xor, 0), (lax.max, 3))
+    return lambda x: lax.reduce_window(x, x.dtype.type(init), body, sizes, strides, padding, base, window), [x]
+
+
+@covers("select_and_scatter_add")
+def pooling_gradient(draw: Draw, name: str) -> Case:
+    """What reverse mode makes of max pooling; without ties, where engines may choose differently."""
+    shape = shape_of(draw, 1, 4, (1, 3, 5))
+    x = np.random.default_rng(draw(st.integers(0, 99))).permuted(np.arange(np.prod(shape))).reshape(shape)
+    sizes, strides, padding, _, _ = windows(draw, len(shape), dilated=False)
+    body, init = one_of(draw, (lax.max, -np.inf), (lax.min, np.inf))
+    dtype = one_of(draw, *FLOATS)
+
+    def pool(x):
+        return lax.reduce_window(x, x.dtype.type(init), body, sizes, strides, padding)
+
+    out = jax.eval_shape(pool, x.astype(np.float32)).shape
+    return lambda x, g: jax.vjp(pool, x)[1](g)[0], [x.astype(np.float32).astype(dtype_of(dtype)), array(draw, out, dtype, finite=True)]
+
+
+@covers("select_and_gather_add")
+def pooling_tangent(draw: Draw, name: str) -> Case:
+    shape = shape_of(draw, 1, 3, (1, 3, 5))
+    x = np.random.default_rng(draw(st.integers(0, 99))).permuted(np.arange(np.prod(shape))).reshape(shape)
+    sizes, strides, padding, _, _ = windows(draw, len(shape), dilated=False)
+    body, init = one_of(draw, (lax.max, -np.inf), (lax.min, np.inf))
+
+    def pool(x):
+        return lax.reduce_window(x, x.dtype.type(init), body, sizes, strides, padding)
+
+    return lambda x, t: jax.jvp(pool, (x,), (t,))[1], [x.astype(np.float32), array(draw, shape, "float32", finite=True)]

@@ -1,0 +1,191 @@
+"""Cases of the primitives that make, move and join arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+from jax import lax
+from primitive_cases import Case, covers, public
+from primitive_values import EVERY, NUMBERS, SIZES, Draw, array, dtype_of, one_of, shape_of
+
+
+def _operand(draw: Draw, least: int = 0, sizes: tuple[int, ...] = SIZES) -> np.ndarray:
+    return array(draw, shape_of(draw, least, sizes=sizes), one_of(draw, *EVERY))
+
+
+def _axis(draw: Draw, x: np.ndarray) -> int:
+    return draw(st.integers(0, x.ndim - 1))
+
+
+@covers("broadcast_in_dim")
+def broadcast_in_dim(draw: Draw, name: str) -> Case:
+    shape = shape_of(draw)
+    kept = [d for d in range(len(shape)) if draw(st.booleans())]
+    x = array(draw, [one_of(draw, 1, shape[d]) for d in kept], one_of(draw, *EVERY))
+    return lambda x: lax.broadcast_in_dim(x, shape, kept), [x]
+
+
+@covers("reshape")
+def reshape(draw: Draw, name: str) -> Case:
+    x = _operand(draw)
+    sizes = [(*x.shape, 1, 1), (x.size, 1), (1, 1, x.size), (*x.shape[::-1], 1), (1, *x.shape, 1)]
+    target = one_of(draw, *sizes)
+    order = tuple(draw(st.permutations(range(x.ndim)))) if draw(st.booleans()) else None
+    return lambda x: lax.reshape(x, target, order), [x]
+
+
+@covers("squeeze")
+def squeeze(draw: Draw, name: str) -> Case:
+    x = _operand(draw, sizes=(0, 1, 1, 3))
+    axes = [d for d in range(x.ndim) if x.shape[d] == 1 and draw(st.booleans())]
+    x = x if axes else x[None]
+    return lambda x: lax.squeeze(x, axes or [0]), [x]
+
+
+@covers("transpose")
+def transpose(draw: Draw, name: str) -> Case:
+    x = _operand(draw, 2)
+    order = draw(st.permutations(range(x.ndim)).filter(lambda p: list(p) != sorted(p)))
+    return lambda x: lax.transpose(x, order), [x]
+
+
+@covers("rev")
+def rev(draw: Draw, name: str) -> Case:
+    x = _operand(draw, 1)
+    axes = draw(st.lists(st.integers(0, x.ndim - 1), unique=True, min_size=1))
+    return lambda x: lax.rev(x, axes), [x]
+
+
+@covers("slice")
+def slices(draw: Draw, name: str) -> Case:
+    x = _operand(draw, 1)
+    begin = [draw(st.integers(0, n)) for n in x.shape]
+    end = [draw(st.integers(b, n)) for b, n in zip(begin, x.shape, strict=True)]
+    strides = [draw(st.integers(1, 4)) for _ in x.shape] if draw(st.booleans()) else None
+    return lambda x: lax.slice(x, begin, end, strides), [x]
+
+
+@covers("pad")
+def pad(draw: Draw, name: str) -> Case:
+    x = _operand(draw, 1)
+    config = []
+    for n in x.shape:
+        interior = draw(st.integers(0, 3))
+        length = max(n + (n - 1) * interior, 0)
+        low = draw(st.integers(-min(length, 4), 4))
+        config.append((low, draw(st.integers(-min(max(length + low, 0), 4), 4)), interior))
+    return lambda x, v: lax.pad(x, v, config), [x, array(draw, (), x.dtype.name)]
+
+
+def _joined(draw: Draw) -> tuple[list[np.ndarray], int]:
+    first = _operand(draw, 1)
+    axis, count = _axis(draw, first), draw(st.integers(1, 4))
+    lengths = [one_of(draw, *SIZES) for _ in range(count)]
+    shapes = [(*first.shape[:axis], n, *first.shape[axis + 1 :]) for n in lengths]
+    return [array(draw, shape, first.dtype.name) for shape in shapes], axis
+
+
+@covers("concatenate")
+def concatenate(draw: Draw, name: str) -> Case:
+    arrays, axis = _joined(draw)
+    arrays = arrays if len(arrays) > 1 else arrays * 2
+    return lambda *xs: lax.concatenate(xs, axis), arrays
+
+
+@covers("split")
+def split(draw: Draw, name: str) -> Case:
+    arrays, axis = _joined(draw)
+    sizes = [x.shape[axis] for x in arrays]
+    return lambda x: list(public("split")(x, sizes, axis)), [np.concatenate(arrays, axis)]
+
+
+@covers("stack", "unstack")
+def stacking(draw: Draw, name: str) -> Case:
+    function, x = public(name), _operand(draw, 1, (0, 1, 2, 3))
+    if name == "unstack":
+        x = x if min(x.shape) else np.ones((2, 3), x.dtype)
+        axis = _axis(draw, x)
+        return lambda x: function(x, axis), [x]
+    axis, count = draw(st.integers(0, x.ndim)), draw(st.integers(1, 3))
+    return lambda *xs: function(xs, axis), [array(draw, x.shape, x.dtype.name) for _ in range(count)]
+
+
+@covers("tile")
+def tile(draw: Draw, name: str) -> Case:
+    function, x = public("tile"), _operand(draw, 1, (0, 1, 2, 3))
+    repeats = [draw(st.integers(0, 3)) for _ in x.shape]
+    return lambda x: function(x, repeats), [x]
+
+
+@covers("iota")
+def iota(draw: Draw, name: str) -> Case:
+    shape, dtype = shape_of(draw, 1), dtype_of(one_of(draw, *NUMBERS))
+    axis = draw(st.integers(0, len(shape) - 1))
+    return lambda: lax.broadcasted_iota(dtype, shape, axis), []
+
+
+@covers("copy_p")
+def copy(draw: Draw, name: str) -> Case:
+    return jnp.copy, [_operand(draw)]
+
+
+@covers("optimization_barrier")
+def barrier(draw: Draw, name: str) -> Case:
+    return lambda *xs: lax.optimization_barrier(xs), [_operand(draw), _operand(draw)]
+
+
+@covers("empty")
+def empty(draw: Draw, name: str) -> Case:
+    function, shape = public("empty"), shape_of(draw)
+    return lambda: function(shape, jnp.int32), []
+
+
+@covers("platform_index")
+def platform(draw: Draw, name: str) -> Case:
+    return lambda x: lax.platform_dependent(x, cpu=lax.neg, default=lax.abs), [array(draw, (3,), "float32")]
+
+
+@covers("composite")
+def composite(draw: Draw, name: str) -> Case:
+    square = public("composite")(lambda x: x * x + 1, "m2ml.square")
+    return square, [array(draw, (5,), "int32")]
+
+
+@covers("custom_vmap_call")
+def custom_vmap(draw: Draw, name: str) -> Case:
+    negated = jax.custom_batching.custom_vmap(lambda x: lax.neg(x))
+    negated.def_vmap(lambda size, batched, x: (lax.neg(x), batched[0]))
+    return lambda x: negated(x), [array(draw, (3, 2), "float32")]
+
+
+@covers("linear_call")
+def linear_call(draw: Draw, name: str) -> Case:
+    def times(r, x):
+        return r * x
+
+    return lambda r, x: jax.custom_derivatives.linear_call(times, times, r, x), [
+        array(draw, (4,), "float32", finite=True),
+        array(draw, (4,), "float32", finite=True),
+    ]
+
+
+@covers("pure_callback")
+def pure_callback(draw: Draw, name: str) -> Case:
+    x = array(draw, (3, 2), "float32")
+    return lambda x: jax.pure_callback(np.negative, jax.ShapeDtypeStruct(x.shape, x.dtype), x), [x]
+
+
+@covers("io_callback")
+def io_callback(draw: Draw, name: str) -> Case:
+    x = array(draw, (3, 2), "float32")
+    call = jax.experimental.io_callback
+    return lambda x: call(np.negative, jax.ShapeDtypeStruct(x.shape, x.dtype), x, ordered=False), [x]
+
+
+@covers("debug_callback", "debug_print")
+def debug_callback(draw: Draw, name: str) -> Case:
+    def shown(x):
+        jax.debug.print("{}", x) if name == "debug_print" else jax.debug.callback(lambda x: None, x)
+        return lax.neg(x)
+
+    return shown, [array(draw, (2,), "float32")]

@@ -1,0 +1,134 @@
+"""What the generators of primitive cases draw: shapes, dtypes and arrays full of awkward values."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from hypothesis import strategies as st
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+Array = np.ndarray[Any, Any]
+
+FLOATS = ("float32", "bfloat16", "float16")
+SIGNED = ("int8", "int16", "int32")
+UNSIGNED = ("uint8", "uint16", "uint32")
+INTEGERS = SIGNED + UNSIGNED
+COMPLEX = ("complex64",)
+BOOL = ("bool",)
+REAL = FLOATS + INTEGERS
+NUMBERS = REAL + COMPLEX
+EVERY = NUMBERS + BOOL
+
+#: Few, so that XLA compiles each primitive a few times only: 0-d, empty, one, primes, and up to four axes.
+SHAPES = ((), (0,), (1,), (7,), (257,), (3, 5), (2, 0, 3), (1, 7, 1), (2, 1, 3, 5))
+SIZES = (0, 1, 2, 3, 5, 7)
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    return np.dtype(getattr(ml_dtypes, name, name) if name == "bfloat16" else name)
+
+
+def shapes(draw: Draw) -> tuple[int, ...]:
+    return draw(st.sampled_from(SHAPES))
+
+
+def shape_of(draw: Draw, least: int = 0, most: int = 4, sizes: Sequence[int] = SIZES) -> tuple[int, ...]:
+    """Any shape of ``least`` to ``most`` axes."""
+    return tuple(draw(st.lists(st.sampled_from(sizes), min_size=least, max_size=most)))
+
+
+def one_of(draw: Draw, *options: Any) -> Any:
+    return draw(st.sampled_from(options))
+
+
+def specials(dtype: np.dtype[Any], finite: bool) -> Array:
+    """The values at which implementations go wrong. Subnormal numbers are left out: an engine may flush them."""
+    if dtype.kind == "b":
+        return np.array([False, True])
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        return np.array([0, 1, 2, info.max, info.max - 1, info.min, info.min + 1], dtype)
+    info = ml_dtypes.finfo(dtype)
+    values = [0.0, -0.0, 1.0, -1.0, 0.5, 2.0, float(info.eps), float(info.tiny), -float(info.tiny)]
+    values += [float(info.max), -float(info.max)]
+    return np.array(values if finite else [*values, np.nan, np.inf, -np.inf], np.float64).astype(dtype)
+
+
+def array(
+    draw: Draw,
+    shape: Sequence[int],
+    dtype: str,
+    *,
+    finite: bool = False,
+    scales: Sequence[float] = (1.0, 1e-3, 20.0, 1e4),
+    low: float | None = None,
+    high: float | None = None,
+) -> Array:
+    """An array in which every fourth value is special; in ``[low, high]`` when those are given.
+
+    ``finite`` leaves out NaN, infinities and the largest numbers, whose sums and products overflow.
+    """
+    rng = np.random.default_rng(draw(st.integers(0, 2**20)))
+    kind = dtype_of(dtype)
+    if kind.kind == "c":
+        parts = [array_from(rng, shape, np.dtype(np.float32), finite, 1.0, low, high) for _ in range(2)]
+        return np.ascontiguousarray(np.stack(parts, axis=-1)).view(kind)[..., 0]
+    return array_from(rng, shape, kind, finite, draw(st.sampled_from(scales)), low, high)
+
+
+def array_from(
+    rng: np.random.Generator,
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    finite: bool,
+    scale: float,
+    low: float | None,
+    high: float | None,
+) -> Array:
+    shape = tuple(shape)
+    pool = specials(dtype, finite)
+    if dtype.kind in "biu":
+        plain = _integers(rng, shape, dtype)
+    else:
+        plain = (rng.standard_normal(shape) * scale).astype(dtype)
+        if finite:
+            pool = pool[np.abs(pool.astype(np.float64)) <= 2]
+    if low is not None or high is not None:
+        plain = _within(rng, shape, dtype, low, high)
+        pool = pool[_inside(pool.astype(np.float64), low, high)]
+    chosen = rng.choice(pool, shape) if pool.size else plain
+    flushed = np.where(rng.random(shape) < 0.25, chosen, plain).astype(dtype)
+    return flushed if dtype.kind in "biu" else _without_subnormals(flushed)
+
+
+def _integers(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    if dtype.kind == "b":
+        return rng.random(shape) < 0.5
+    info = np.iinfo(dtype)
+    near = rng.integers(max(info.min, -9), 10, shape)
+    return np.where(rng.random(shape) < 0.5, near, rng.integers(info.min, int(info.max) + 1, shape)).astype(dtype)
+
+
+def _within(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any], low: float | None, high: float | None
+) -> Array:
+    begin = -10.0 if low is None else low
+    end = max(begin, 0.0) + 10.0 if high is None else high
+    if dtype.kind in "iu":
+        return rng.integers(int(begin), int(end) + 1, shape).astype(dtype)
+    return np.clip(rng.uniform(begin, end, shape), begin, end).astype(dtype)
+
+
+def _inside(pool: Array, low: float | None, high: float | None) -> Array:
+    inside = np.ones(pool.shape, bool)
+    if low is not None:
+        inside &= ~(pool < low)
+    if high is not None:
+        inside &= ~(pool > high)
+    return inside
+
+
+def _without_subnormals(x: Array) -> Array:
+    tiny = float(ml_dtypes.finfo(x.dtype).tiny)
+    return np.where(np.abs(x.astype(np.float64)) < tiny, np.zeros_like(x), x)

@@ -1,0 +1,60 @@
+"""Every primitive that has a rule, on generated shapes, dtypes and parameters: mlx and cpu against the reference."""
+
+import jax
+import jax.extend.core.primitives
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from m2ml_mlx.rules import rules as mlx_rules
+from primitive_cases import load
+from primitive_check import check, primitives, traced
+
+from m2ml import compat
+from m2ml.plugins import registry
+
+EXAMPLES = 12
+CASES = load()
+
+
+def known_to_jax() -> set[str]:
+    """The names of the primitives that JAX's public modules show."""
+    modules = (jax.lax, jax.lax.linalg, jax.extend.core.primitives)
+    names = {getattr(getattr(m, key), "name", "") for m in modules for key in dir(m) if key.endswith("_p")}
+    return {compat.RENAMED.get(name, name) for name in names}
+
+
+def with_a_rule() -> set[str]:
+    return set(mlx_rules) | set(registry.get("reference").rules)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_agrees_with_the_reference(name):
+    met = set()
+
+    @settings(max_examples=EXAMPLES)
+    @given(st.data())
+    def run(data):
+        function, arrays = CASES[name](data.draw, name)
+        code = traced(function, arrays)
+        met.update(primitives(code))
+        if name in met or name in known_to_jax():
+            check(code, arrays)
+
+    run()
+    if name not in met and name not in known_to_jax():
+        pytest.skip(f"jax {jax.__version__} has no primitive {name}")
+    assert name in met
+
+
+#: Primitives with a rule that no public function of JAX binds on its own, and what meets them instead.
+NOT_GENERATED: dict[str, str] = {}
+
+
+def test_every_primitive_with_a_rule_has_a_generator():
+    missing = with_a_rule() - set(CASES) - set(NOT_GENERATED)
+    assert not missing, f"no generator for {sorted(missing)}"
+
+
+def test_nothing_is_excused_that_has_a_generator_or_no_rule():
+    assert not set(NOT_GENERATED) & set(CASES)
+    assert set(NOT_GENERATED) <= with_a_rule()
