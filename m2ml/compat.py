@@ -47,6 +47,9 @@ CALLS: Mapping[str, tuple[str, ...]] = {
     "custom_jvp_call": ("call_jaxpr",),
     "custom_vjp_call": ("call_jaxpr", "fun_jaxpr"),
     "custom_transpose_call": ("call_jaxpr",),
+    "composite": ("jaxpr",),
+    "custom_partitioning": ("call",),
+    "custom_vmap_call": ("call",),
     "xla_metadata_call": ("jaxpr",),
 }
 

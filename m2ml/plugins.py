@@ -22,7 +22,7 @@ GROUP = "m2ml"
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
-#: ``register(name, factory, install=...)``: ``factory()`` imports the engine and gives the backend or raises.
+#: ``register(name, factory, about=..., install=...)``: ``factory()`` imports the engine and gives the backend or raises.
 Register = Callable[..., None]
 
 
@@ -31,13 +31,14 @@ class HookSpecs:
 
     @hookspec
     def m2ml_register_backends(self, register: Register) -> None:
-        """Call ``register(name, factory, install="pip install ...")`` for each backend."""
+        """Call ``register(name, factory, about="what it is", install="pip install ...")`` for each backend."""
 
 
 @dataclass
 class _Registered:
     factory: Callable[[], Backend]
     plugin: str
+    about: str
     install: str
     backend: Backend | None = None
     error: Exception | None = None
@@ -53,13 +54,19 @@ class Registry:
     _lock: Any = field(default_factory=threading.RLock)
 
     def register(
-        self, name: str, factory: Callable[[], Backend], *, install: str = "", plugin: str = "this program"
+        self,
+        name: str,
+        factory: Callable[[], Backend],
+        *,
+        about: str = "",
+        install: str = "",
+        plugin: str = "this program",
     ) -> None:
         """Add a backend. Raises ValueError when the name is taken."""
         if name in self._entries or name == "auto":
             owner = self._entries[name].plugin if name in self._entries else "m2ml"
             raise ValueError(f"backend name {name!r} is already registered by {owner}; choose another name")
-        self._entries[name] = _Registered(factory, plugin, install)
+        self._entries[name] = _Registered(factory, plugin, about, install)
 
     def discover(self) -> None:
         """Load every entry point once; failures are kept by entry-point name."""
@@ -80,8 +87,8 @@ class Registry:
         manager.register(module, plugin)
         manager.check_pending()
 
-        def register(name: str, factory: Callable[[], Backend], *, install: str = "") -> None:
-            self.register(name, factory, install=install, plugin=plugin)
+        def register(name: str, factory: Callable[[], Backend], *, about: str = "", install: str = "") -> None:
+            self.register(name, factory, about=about, install=install, plugin=plugin)
 
         manager.hook.m2ml_register_backends(register=register)
 
@@ -89,6 +96,11 @@ class Registry:
         """Every registered name, whether or not it runs here."""
         self.discover()
         return tuple(self._entries)
+
+    def about(self, name: str) -> str:
+        """One line on a registered backend."""
+        self.discover()
+        return self._entries[name].about
 
     def get(self, name: str) -> Backend:
         """The backend called ``name``. Raises when it is unknown, failed to load, or cannot run here."""

@@ -5,7 +5,7 @@ from m2ml.plugins import Register, hookimpl
 
 @hookimpl
 def m2ml_register_backends(register: Register) -> None:
-    register("cpu", _backend)
+    register("cpu", _backend, about="JAX on XLA CPU; the default")
 
 
 def _backend() -> object:

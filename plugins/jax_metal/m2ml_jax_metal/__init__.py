@@ -5,7 +5,7 @@ from m2ml.plugins import Register, hookimpl
 
 @hookimpl
 def m2ml_register_backends(register: Register) -> None:
-    register("jax_metal", _backend, install="pip install jax-mps")
+    register("jax_metal", _backend, about="JAX on an Apple GPU", install="pip install jax-mps")
 
 
 def _backend() -> object:

@@ -18,6 +18,7 @@ from m2ml.errors import OutOfMemory
 from m2ml.interpreter import Code, Equation, UnsupportedPrimitive, apply_rule
 from m2ml.program import Program
 from m2ml_mlx import convert
+from m2ml_mlx.gaps import GAPS
 from m2ml_mlx.regions import CALLBACKS, Partition, Partitioner, Region, run_on_cpu, stack
 from m2ml_mlx.rules import rules
 
@@ -33,7 +34,8 @@ class MlxBackend:
 
     name = "mlx"
     array_type = mx.array
-    gaps: Sequence[Gap] = ()
+    gaps: Sequence[Gap] = GAPS
+    rules = rules
 
     def __init__(self) -> None:
         self.compiled = convert.on_gpu() or os.environ.get("M2ML_MLX_COMPILE") == "1"

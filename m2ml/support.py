@@ -1,0 +1,30 @@
+"""The support table: what each registered backend covers, read from the registry."""
+
+from __future__ import annotations
+
+from m2ml.backend import Backend
+from m2ml.errors import BackendUnavailable
+from m2ml.plugins import registry
+
+
+def _coverage(backend: Backend) -> tuple[str, str]:
+    rules = getattr(backend, "rules", None)
+    primitives = f"{len(rules)} rules" if rules else "all that XLA lowers"
+    reasons: dict[str, list[str]] = {}
+    for gap in backend.gaps:
+        what = {gap.primitive, gap.dtype} - {"*"}
+        reasons.setdefault(gap.reason, []).append(" ".join(f"`{name}`" for name in sorted(what)))
+    gaps = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+    return primitives, gaps or "none"
+
+
+def support_table() -> str:
+    """A Markdown table with a row per registered backend: its engine, its primitives, its declared gaps."""
+    rows = ["| backend | engine | primitives | declared gaps |", "|---|---|---|---|"]
+    for name in sorted(registry.names()):
+        try:
+            primitives, gaps = _coverage(registry.get(name))
+        except BackendUnavailable:
+            primitives, gaps = "all that its provider lowers", "does not run on the machine that made this table"
+        rows.append(f"| `{name}` | {registry.about(name)} | {primitives} | {gaps} |")
+    return "\n".join(rows)

@@ -1,0 +1,13 @@
+"""Primitives that MLX has nothing for: each runs on the CPU through JAX, named in a warning, refused with ``strict``."""
+
+from __future__ import annotations
+
+from m2ml.backend import Gap
+
+_SPECIAL = "igamma igamma_grad_a igammac polygamma random_gamma random_gamma_grad regularized_incomplete_beta zeta"
+_LINEAR_ALGEBRA = "cholesky_update eigh_jacobi geqp3 geqrf hessenberg ormqr schur symmetric_product tridiagonal"
+_OTHER = "ragged_dot ragged_dot_general scaled_dot select_and_scatter symmetric_update"
+
+GAPS: tuple[Gap, ...] = tuple(
+    Gap(name, "*", "runs on the CPU through JAX") for name in f"{_SPECIAL} {_LINEAR_ALGEBRA} {_OTHER}".split()
+)
