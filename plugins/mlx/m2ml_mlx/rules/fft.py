@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 from jax.lax import FftType
 
 from m2ml.interpreter import Equation
 from m2ml_mlx.rules.table import out_dtype, rules, unsupported
 
-_TRANSFORMS = {
+_TRANSFORMS: dict[FftType, Callable[..., mx.array]] = {
     FftType.FFT: mx.fft.fftn,
     FftType.IFFT: mx.fft.ifftn,
     FftType.RFFT: mx.fft.rfftn,
@@ -26,4 +28,4 @@ def fft(equation: Equation, x: mx.array) -> mx.array:
     if x.dtype == mx.float64 or dtype == mx.float64:
         raise unsupported(equation, "its transforms have single precision")
     axes = list(range(-len(lengths), 0))
-    return _TRANSFORMS[FftType(equation.params["fft_type"])](x, s=list(lengths), axes=axes)
+    return _TRANSFORMS[FftType(equation.params["fft_type"])](x, s=tuple(lengths), axes=axes)

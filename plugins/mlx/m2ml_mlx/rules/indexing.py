@@ -41,7 +41,7 @@ def _fill_value(equation: Equation, x: mx.array) -> complex:
         return value
     if is_float(x) or is_complex(x):
         return math.nan
-    return highest(x.dtype) if is_unsigned(x) or is_bool(x) else lowest(x.dtype)
+    return int(highest(x.dtype) if is_unsigned(x) or is_bool(x) else lowest(x.dtype))
 
 
 def _read(windows: Windows, x: mx.array, starts: Mapping[int, mx.array]) -> tuple[mx.array, Labels]:

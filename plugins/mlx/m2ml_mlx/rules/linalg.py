@@ -54,7 +54,7 @@ def _poison(bad: mx.array, x: mx.array) -> mx.array:
 def _empty(equation: Equation) -> list[mx.array]:
     """The results of factorising empty matrices: orthonormal factors are identities."""
     return [
-        mx.broadcast_to(mx.eye(*o.shape[-2:], dtype=out_dtype(equation, i)), o.shape)
+        mx.broadcast_to(mx.eye(o.shape[-2], o.shape[-1], dtype=out_dtype(equation, i)), o.shape)
         if o.ndim >= 2
         else mx.zeros(o.shape, out_dtype(equation, i))
         for i, o in enumerate(equation.outputs)
@@ -204,7 +204,8 @@ def svd(equation: Equation, a: mx.array) -> list[mx.array]:
         return [full(values.shape, 0, values.dtype), *vectors]
     a, bad = _finite(a)
     if not params["compute_uv"]:
-        return [_poison(bad, mx.linalg.svd(transpose(a), compute_uv=False))]
+        alone: Any = mx.linalg.svd(transpose(a), compute_uv=False)
+        return [_poison(bad, alone)]
     u, values, vt = _svd(a) if params["full_matrices"] else _thin_svd(a)
     return [_poison(bad, x) for x in (values, u, vt)]
 

@@ -86,7 +86,7 @@ def _philox_bits(key: mx.array, counter: mx.array, shape: Shape, width: int) -> 
     low = counter + mx.arange(blocks, dtype=mx.uint64)
     high = key + (low < counter).astype(mx.uint64)
     out = philox((_low(key), _high(key)), (_low(low), _high(low), _low(high), _high(high)))
-    flat = mx.stack(out, axis=-1).reshape(blocks * 4)[:words]
+    flat = mx.stack([*out], axis=-1).reshape(blocks * 4)[:words]
     bits = _join(flat[::2], flat[1::2]) if width == 64 else flat
     return bits.reshape(shape), blocks
 
