@@ -55,11 +55,9 @@ class Agreement:
     def steps(self) -> int:
         return len(self.bound.expected)
 
-    def worst(self, losses: Array) -> tuple[float, float]:
-        """The difference that comes closest to its step's bound, and that bound, over the steps that both made."""
-        distance, allowed = self._distance(losses)
-        step = int(np.argmax(distance / allowed))
-        return float(distance[step]), float(allowed[step])
+    def difference(self, losses: Array) -> float:
+        """The largest difference from the reference over the steps that both made."""
+        return float(np.max(self._distance(losses)[0]))
 
     def share(self, losses: Array) -> float:
         """The largest difference in units of its step's bound: at most 1 for a correct engine."""

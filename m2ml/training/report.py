@@ -53,7 +53,8 @@ def _draw_losses(axes: Any, panel: Panel) -> None:
 
 def _draw_differences(axes: Any, panel: Panel, reference: Array) -> None:
     """Differences on a logarithmic axis; one that is exactly 0 has no place on it and leaves a gap."""
-    for name, losses in panel.curves.items():
+    others = {name: losses for name, losses in panel.curves.items() if name != panel.reference}
+    for name, losses in others.items():
         both = min(len(losses), len(reference))
         difference = np.abs(losses[:both].astype(float) - reference[:both])
         shown = np.where(difference > 0, difference, np.nan)
