@@ -38,38 +38,18 @@ RENAMED: Mapping[str, str] = {
     "scatter-max": "scatter_max",
 }
 
-#: Primitives that only call a jaxpr, and the parameters that may hold it.
-CALLS: Mapping[str, tuple[str, ...]] = {
-    "jit": ("jaxpr",),
-    "call": ("call_jaxpr",),
-    "closed_call": ("call_jaxpr",),
-    "checkpoint": ("jaxpr",),
-    "custom_jvp_call": ("call_jaxpr",),
-    "custom_vjp_call": ("call_jaxpr", "fun_jaxpr"),
-    "custom_transpose_call": ("call_jaxpr",),
-    "composite": ("jaxpr",),
-    "custom_partitioning": ("call",),
-    "custom_vmap_call": ("call",),
-    "xla_metadata_call": ("jaxpr",),
-}
+#: Primitives that only call a jaxpr, the first one among their parameters.
+CALLS = frozenset(
+    """call checkpoint closed_call composite custom_jvp_call custom_partitioning custom_transpose_call
+    custom_vjp_call custom_vmap_call eval_jaxpr jit linear_call remat_opt xla_metadata_call""".split()
+)
 
 #: Primitives whose outputs are their inputs once a program runs on one device.
 IDENTITIES = frozenset(
-    {
-        "copy",
-        "device_put",
-        "layout_constraint",
-        "mesh_cast",
-        "name",
-        "pbroadcast",
-        "pvary",
-        "random_clone",
-        "random_unwrap",
-        "random_wrap",
-        "reshard",
-        "sharding_constraint",
-        "stop_gradient",
-    }
+    """copy create_linear dce_sink device_put inspect_sharding layout_constraint mesh_cast name pbroadcast pin pvary
+    random_clone random_unwrap random_wrap reduced_vary_cast reduced_vary_cast_p relayout reshard sharding_cast
+    sharding_constraint stage stop_gradient unpin vary_unreduced_cast vary_unreduced_cast_p
+    with_memory_space_constraint""".split()
 )
 
 
@@ -89,13 +69,17 @@ def parameters(eqn: core.JaxprEqn) -> Mapping[str, Any]:
 
 def called_jaxpr(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
     """The jaxpr that a call-like equation runs, or None if the equation is not a call."""
-    name = primitive_name(eqn)
-    if name == "custom_linear_solve":
+    if primitive_name(eqn) not in CALLS:
         return None
-    for key in CALLS.get(name, ()):
-        if key in eqn.params:
-            return closed(eqn.params[key])
-    return None
+    return closed(next(value for value in eqn.params.values() if is_jaxpr(value)))
+
+
+def platform_index(eqn: core.JaxprEqn) -> np.ndarray[Any, Any]:
+    """The branch of ``lax.platform_dependent`` that every engine but XLA takes: that for cpu, or else the default."""
+    platforms = eqn.params["platforms"]
+    named = [i for i, names in enumerate(platforms) if names is not None and "cpu" in names]
+    default = len(platforms) if eqn.params.get("has_default") else len(platforms) - 1
+    return np.asarray((named or [default])[0], np.int32)
 
 
 def closed(jaxpr: Any) -> core.ClosedJaxpr:

@@ -169,7 +169,9 @@ class _Flattener:
         if not expansion:
             source = compat.source_line(eqn) or source
         if name in compat.IDENTITIES:
-            return args
+            return args[: len(eqn.outvars)]
+        if name == "platform_index":
+            return [self.constant(compat.platform_index(eqn), eqn.outvars[0].aval)]
         called = compat.called_jaxpr(eqn)
         if called is not None:
             if name == "checkpoint" and eqn.params.get("differentiated") and eqn.params.get("prevent_cse"):

@@ -368,3 +368,24 @@ def test_float64_needs_x64_and_is_refused_where_the_device_lacks_it(monkeypatch,
 def test_complex128_is_refused_by_name(enable_x64):
     with enable_x64(), pytest.raises(m2ml.UnsupportedDtype, match=r"MLX has no complex128"):
         m2ml.jit(lambda x: x + 1).on("mlx")(np.ones(2, np.complex128))
+
+
+def test_platform_dependent_code_takes_the_branch_for_cpu_or_the_default(backend):
+    def fn(x):
+        named = jax.lax.platform_dependent(x, cpu=lambda x: x + 1, tpu=lambda x: x + 2, default=lambda x: x * 3)
+        return named, jax.lax.platform_dependent(x, tpu=lambda x: x + 2, default=lambda x: x * 3)
+
+    assert [float(y) for y in m2ml.get(m2ml.jit(fn).on(backend)(5.0))] == [6, 15]
+
+
+def test_custom_derivatives_and_custom_batching_are_only_calls(backend):
+    @jax.custom_batching.custom_vmap
+    def double(x):
+        return x * 2
+
+    @double.def_vmap
+    def _(axis_size, in_batched, x):
+        return x * 3, True
+
+    out = m2ml.jit(lambda x: (double(x), jax.vmap(double)(x))).on(backend)(np.ones(2, np.float32))
+    np.testing.assert_array_equal(m2ml.get(out), [[2, 2], [3, 3]])

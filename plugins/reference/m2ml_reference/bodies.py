@@ -95,9 +95,3 @@ def scatter(run: Run, equation: Equation, operand: Array, indices: Array, update
         return scatter_replace(equation, operand, indices, updates)
     function = mapped(run, body)
     return scatter_apply(equation, lambda old, new: function(old, new)[0], operand, indices, updates)
-
-
-@BODY_RULES.define("composite", "custom_partitioning", "custom_vmap_call", "eval_jaxpr", "linear_call", "remat_opt")
-def call(run: Run, equation: Equation, *arrays: Any) -> list[Array]:
-    bodies = [value for value in equation.params.values() if isinstance(value, Code)]
-    return run(bodies[0], arrays)

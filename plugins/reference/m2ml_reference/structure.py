@@ -10,21 +10,7 @@ from m2ml.interpreter import Equation
 from m2ml_reference.values import Array, rules, wide
 
 
-@rules.define(
-    "create_linear",
-    "inspect_sharding",
-    "optimization_barrier",
-    "pin",
-    "reduced_vary_cast",
-    "reduced_vary_cast_p",
-    "relayout",
-    "sharding_cast",
-    "stage",
-    "unpin",
-    "vary_unreduced_cast",
-    "vary_unreduced_cast_p",
-    "with_memory_space_constraint",
-)
+@rules.define("optimization_barrier")
 def identity(equation: Equation, *arrays: Array) -> list[Array]:
     return list(arrays[: len(equation.outputs)])
 
@@ -110,17 +96,9 @@ def iota(equation: Equation, *sizes: Array) -> Array:
     return np.broadcast_to(counts.reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape)
 
 
-@rules.define("empty", "empty2", "zeros_like", "dce_sink")
+@rules.define("empty", "empty2", "zeros_like")
 def zeros(equation: Equation, *arrays: Array) -> list[Array]:
     return [np.zeros(out.shape, wide(out.dtype)) for out in equation.outputs]
-
-
-@rules.define("platform_index")
-def platform_index(equation: Equation) -> Array:
-    """The branch for the cpu platform, or the default one."""
-    platforms = equation.params["platforms"]
-    named = [i for i, names in enumerate(platforms) if names is not None and "cpu" in names]
-    return np.asarray((named or [len(platforms) - 1])[0], np.int32)
 
 
 def pad_array(x: Array, value: Array, config: Sequence[tuple[int, int, int]]) -> Array:

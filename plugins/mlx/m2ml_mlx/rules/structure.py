@@ -129,6 +129,11 @@ def flip(x: mx.array, axes: Sequence[int]) -> mx.array:
     return x[index] if any(x.shape[axis] > 1 for axis in axes) else x
 
 
+@rules.define("broadcast_to")
+def broadcast_to(equation: Equation, x: mx.array) -> mx.array:
+    return mx.broadcast_to(x, equation.shape)
+
+
 @rules.define("iota")
 def iota(equation: Equation, *_: mx.array) -> mx.array:
     shape, axis = equation.shape, equation.params["dimension"]
