@@ -348,12 +348,11 @@ def reduce_precision(equation: Equation, x: mx.array) -> mx.array:
         return x
     if is_complex(x):
         raise unsupported(equation, "complex numbers have no reduced precision")
-    if x.dtype == mx.float64:
-        return _round_bits(x, exponent, mantissa, 52, 11)
-    return cast(_round_bits(x.astype(mx.float32), exponent, mantissa, 23, 8), x.dtype)
+    own = {mx.float16: (5, 10), mx.bfloat16: (8, 7), mx.float32: (8, 23), mx.float64: (11, 52)}[x.dtype]
+    return _round_bits(x, exponent, mantissa, *own)
 
 
-def _round_bits(x: mx.array, exponent: int, mantissa: int, own_mantissa: int, own_exponent: int) -> mx.array:
+def _round_bits(x: mx.array, exponent: int, mantissa: int, own_exponent: int, own_mantissa: int) -> mx.array:
     """Round the significand of ``x`` to nearest even, then flush and overflow to the narrower exponent range."""
     pattern = x.view(UNSIGNED[x.dtype.size])
     magnitude_mask = highest(SIGNED[x.dtype.size])
