@@ -233,6 +233,35 @@ def physical_equation(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
     return jax.make_jaxpr(fn)(*(physical_aval(v.aval) for v in eqn.invars))
 
 
+def unbatched_while(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
+    """A loop that vmap gave a predicate per element, as one that runs while any is true; None for any other equation.
+
+    An element whose predicate is false keeps its carry, as XLA's lowering has it.
+    """
+    params = eqn.params
+    if primitive_name(eqn) != "while" or not params["cond_jaxpr"].out_avals[0].shape:
+        return None
+    condition, body = core.jaxpr_as_fun(params["cond_jaxpr"]), core.jaxpr_as_fun(params["body_jaxpr"])
+    first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+
+    def loop(*args: Any) -> list[Any]:
+        def predicate(carry: Sequence[Any]) -> Any:
+            return condition(*args[:first], *carry)[0]
+
+        def step(carry: Sequence[Any]) -> list[Any]:
+            going = predicate(carry)
+            moved = body(*args[first:last], *carry)
+            axes = tuple(range(going.ndim))
+            return [
+                jax.lax.select(jax.lax.broadcast_in_dim(going, new.shape, axes), new, old)
+                for new, old in zip(moved, carry, strict=True)
+            ]
+
+        return list(jax.lax.while_loop(lambda carry: jnp.any(predicate(carry)), step, list(args[last:])))
+
+    return jax.make_jaxpr(loop)(*(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars))
+
+
 def linear_solve_jaxpr(eqn: core.JaxprEqn) -> tuple[core.ClosedJaxpr, list[Any]]:
     """The ``solve`` function of a custom_linear_solve equation and the operands it takes."""
     lengths, jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]

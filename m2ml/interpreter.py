@@ -180,9 +180,9 @@ class _Flattener:
         if name == "custom_linear_solve":
             solve, operands = compat.linear_solve_jaxpr(eqn)
             return self.inline(solve, [read(a) for a in operands], source, expansion=expansion)
-        physical = compat.physical_equation(eqn)
-        if physical is not None:
-            return self.inline(physical, args, source, expansion=True)
+        expanded = compat.physical_equation(eqn) or compat.unbatched_while(eqn)
+        if expanded is not None:
+            return self.inline(expanded, args, source, expansion=True)
         outs = [self.slot(v.aval) for v in eqn.outvars]
         self.steps.append(Step(self.convert(name, eqn, source), tuple(args), tuple(outs)))
         return outs
