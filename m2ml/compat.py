@@ -238,6 +238,8 @@ def unbatched_while(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
 
     An element whose predicate is false keeps its carry, as XLA's lowering has it.
     """
+    from jax.extend import core
+
     params = eqn.params
     if primitive_name(eqn) != "while" or not params["cond_jaxpr"].out_avals[0].shape:
         return None
