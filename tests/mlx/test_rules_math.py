@@ -81,7 +81,7 @@ def test_bitcasts_between_widths(source, target):
     check_exact(lambda x: lax.bitcast_convert_type(x, target), np.resize(special(source), (3, 4)))
 
 
-@pytest.mark.parametrize(("exponent", "mantissa"), [(5, 10), (8, 7), (4, 3), (5, 2), (8, 23), (3, 0), (8, 22)])
+@pytest.mark.parametrize(("exponent", "mantissa"), [(5, 10), (8, 7), (4, 3), (5, 2), (8, 23), (3, 1), (8, 22)])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_reduce_precision(dtype, exponent, mantissa):
     rows = np.random.default_rng(0).integers(0, 2**16, 2000, np.uint16)
@@ -154,6 +154,8 @@ def test_functions(name, dtype, enable_x64):
     x = x[~(np.abs(x.astype(np.float64)) > 1e4) | ~np.isfinite(x.astype(np.float64))]
     if name == "exp":
         x = x[x.astype(np.float64) < 88]  # MLX's CPU overflows from there on, not from 88.72
+    if name == "digamma":
+        x = x[x != 0]  # NaN, and minus infinity from jax 0.12 on
     (got,) = through_rules(getattr(lax, name), x)
     u, wide = unit(dtype), x.astype(np.float64)
     # Half precision is computed in float32 and rounded once; the argument's error is float32's.
@@ -172,4 +174,11 @@ def test_functions(name, dtype, enable_x64):
 
 @pytest.mark.parametrize("shape", [(), (3,), (1000, 60)])
 def test_normals_are_the_same_bits(shape):
-    check_exact(lambda key: jax.random.normal(jax.random.wrap_key_data(key), shape), np.array([3, 5], np.uint32))
+    def normal(key):
+        return jax.random.normal(jax.random.wrap_key_data(key), shape)
+
+    key = np.array([3, 5], np.uint32)
+    (got,), (want,) = through_rules(normal, key), through_jax(normal, key)
+    # XLA's log1p was another one before: its results differ from today's in the last two bits.
+    before = tuple(map(int, jax.__version__.split(".")[:2])) < (0, 10)
+    assert_close(got, want, 8 * unit("float32") * np.abs(want) if before else 0.0)
