@@ -135,7 +135,8 @@ def test_long_integer_products_are_exact(dtype, inner):
 
 def convolution(choice):
     """A random convolution that JAX accepts, and its operands' shapes."""
-    dims, groups = choice.choice([0, 1, 1, 2, 2, 3]), choice.choice([1, 1, 2, 3])
+    dims = choice.choice([0, 1, 1, 2, 2, 3])
+    groups = choice.choice([1, 1, 2, 3]) if dims else 1  # XLA of jax 0.5 mixes up groups without spatial axes
     batches = choice.choice([1, 1, 2]) if groups == 1 else 1
     batch, features = choice.choice([1, 2]) * batches, choice.choice([1, 2]) * groups
     out = choice.choice([1, 2]) * groups * batches
