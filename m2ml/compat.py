@@ -69,9 +69,22 @@ def parameters(eqn: core.JaxprEqn) -> Mapping[str, Any]:
 
 def called_jaxpr(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
     """The jaxpr that a call-like equation runs, or None if the equation is not a call."""
+    if primitive_name(eqn) == "call_hi_primitive":
+        return _definition(eqn)
     if primitive_name(eqn) not in CALLS:
         return None
     return closed(next(value for value in eqn.params.values() if is_jaxpr(value)))
+
+
+def _definition(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
+    """What a primitive of jax 0.12 that is defined by other primitives (``jnp.searchsorted``) expands to."""
+    primitive = eqn.params["_prim"]
+
+    def expand(*leaves: Any) -> Any:
+        return jax.tree.leaves(primitive.expand(*jax.tree.unflatten(primitive.in_tree, leaves)))
+
+    avals = [v.aval for v in eqn.invars]
+    return jax.make_jaxpr(expand)(*(jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals))
 
 
 def platform_index(eqn: core.JaxprEqn) -> np.ndarray[Any, Any]:

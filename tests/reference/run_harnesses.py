@@ -36,6 +36,16 @@ UNORDERED = frozenset({"eig"})
 DETERMINED = {"eig": (0,), "eigh": (1,), "svd": (0,)}
 
 
+class Checked(ReferenceBackend):
+    """The reference, which asserts that every rule gives the declared shapes for operands of the declared shapes."""
+
+    def apply(self, equation: Any, arrays: Any) -> Any:
+        outs = super().apply(equation, arrays)
+        if [np.shape(x) for x in arrays] == [tuple(aval.shape) for aval in equation.inputs]:
+            assert [x.shape for x in outs] == [tuple(aval.shape) for aval in equation.outputs], equation.describe()
+        return outs
+
+
 @dataclass(frozen=True)
 class Case:
     """One harness: a name and how to make its function and arguments."""
@@ -91,7 +101,7 @@ def _nudged(generator: np.random.Generator, array: Array) -> Array:
 
 def measured_bounds(program: Program, args: Sequence[Array]) -> list[Any]:
     """The bounds of `m2ml.equivalence`; a library function's error may also be that of a rounded argument."""
-    backend = ReferenceBackend()
+    backend = Checked()
     functions = set(program.primitives) - EXACT - ROUNDED - SUMS
     exact = backend.run_exact(program, args)
     runs = []

@@ -52,7 +52,8 @@ def check(function: Callable[..., Any], *args: Array) -> None:
 
 @pytest.mark.parametrize("name", UNARY)
 def test_unary(name: str) -> None:
-    check(getattr(lax, name), FLOATS)
+    # XLA's digamma at zero was NaN up to jax 0.10 and is infinite in jax 0.12; the reference has NaN at every pole.
+    check(getattr(lax, name), FLOATS[FLOATS != 0] if name == "digamma" else FLOATS)
 
 
 @pytest.mark.parametrize("name", BINARY)

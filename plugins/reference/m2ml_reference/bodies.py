@@ -1,4 +1,4 @@
-"""Rules that run a function of the program: those of generic reductions, scatters and calls.
+"""Rules that run a function of the program: those of generic reductions and scatters.
 
 Each takes ``run(code, arrays)`` before its equation.
 """
@@ -6,7 +6,6 @@ Each takes ``run(code, arrays)`` before its equation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 

@@ -219,7 +219,7 @@ def total_order(x: Array, dtype: Any) -> Array:
     """Integers in the order -NaN < -inf < ... < -0 < 0 < ... < inf < NaN."""
     if not is_float(dtype):
         return x
-    bits = np.ascontiguousarray(x).view(np.int64)
+    bits = x.view(np.int64)
     return np.where(bits < 0, bits ^ np.int64(2**63 - 1), bits)
 
 

@@ -21,7 +21,7 @@ def width(dtype: Any) -> int:
 
 def unsigned(x: Array) -> Array:
     """The same bits as unsigned integers."""
-    return np.ascontiguousarray(x).view(np.dtype(f"u{x.dtype.itemsize}")).reshape(x.shape)
+    return x.view(np.dtype(f"u{x.dtype.itemsize}"))
 
 
 def _divisible(x: Array, y: Array) -> Array:
