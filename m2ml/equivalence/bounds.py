@@ -48,8 +48,9 @@ ROUNDED = frozenset("add add_any convert_element_type div mul neg sqrt square su
 
 #: Sums of products or values: the error grows with the number of terms.
 SUMS = frozenset(
-    """conv_general_dilated cumlogsumexp cumprod cumsum dot_general fft ragged_dot reduce_prod reduce_sum
-    reduce_window reduce_window_sum reduce scatter_add scatter_mul scatter_sub select_and_scatter_add""".split()
+    """conv_general_dilated cumlogsumexp cumprod cumsum dot_general fft polynomial ragged_dot ragged_dot_general
+    reduce_prod reduce_sum reduce_window reduce_window_sum reduce scaled_dot scatter_add scatter_mul scatter_sub
+    select_and_scatter select_and_scatter_add""".split()
 )
 
 
@@ -99,6 +100,8 @@ def error_scale(
     rounding errors are independent (Higham and Mary, 2019).
     """
     units = [unit(aval.dtype) for aval in equation.outputs]
+    if equation.name == "scaled_dot":  # the scaled operands are rounded to their own dtype before they are multiplied
+        units = [max(unit(aval.dtype) for aval in (*equation.inputs, *equation.outputs))]
     exact = equation.name in EXACT and not (equation.name in _COMPLEX_ROUNDED and np.iscomplexobj(inputs[0]))
     if exact or equation.name in CONTROL_FLOW or not any(units):
         return [None] * len(outputs)
@@ -126,8 +129,8 @@ def _scale(
 
 #: Factorisations and transforms: errors are relative to the largest element.
 _NORMWISE = frozenset(
-    """cholesky eig eigh geqrf hessenberg householder_product lu qr schur svd triangular_solve tridiagonal
-    tridiagonal_solve""".split()
+    """cholesky cholesky_update eig eigh eigh_jacobi geqp3 geqrf hessenberg householder_product lu ormqr qr schur svd
+    symmetric_product symmetric_update triangular_solve tridiagonal tridiagonal_solve""".split()
 )
 
 

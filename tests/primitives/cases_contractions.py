@@ -90,9 +90,22 @@ def fft(draw: Draw, name: str) -> Case:
     kind = one_of(draw, "FFT", "IFFT", "RFFT", "IRFFT")
     axes = draw(st.integers(1, 3))
     lead = [one_of(draw, 1, 3) for _ in range(draw(st.integers(0, 1)))]
-    lengths = [one_of(draw, 1, 2, 5, 8, 12) for _ in range(axes)]
+    lengths = tuple(one_of(draw, 1, 2, 5, 8, 12) for _ in range(axes))
     shape = [*lead, *lengths]
     if kind == "IRFFT":
         shape[-1] = lengths[-1] // 2 + 1
     x = array(draw, shape, "float32" if kind == "RFFT" else "complex64", finite=True)
     return lambda x: lax.fft(x, kind, lengths), [x]
+
+
+@covers("scaled_dot")
+def scaled_dot(draw: Draw, name: str) -> Case:
+    function, rows, columns = public("scaled_dot"), draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    shapes = ((2, rows, 8), (2, 8, columns), (2, rows, 2), (2, 2, columns))
+    x, y, x_scale, y_scale = (array(draw, shape, "bfloat16", finite=True) for shape in shapes)
+    return lambda x, y, s, t: function(x, y, lhs_scale=s, rhs_scale=t, preferred_element_type=np.float32), [
+        x,
+        y,
+        x_scale,
+        y_scale,
+    ]

@@ -1,6 +1,7 @@
 """Cases of the primitives that treat each element alike."""
 
 import jax
+import jax.extend.core.primitives
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
@@ -219,3 +220,23 @@ def polygamma(draw: Draw, name: str) -> Case:
     shape = shapes(draw)
     order = array(draw, shape, "int32", low=1, high=4).astype(np.float32)
     return public(name), [order + (name == "zeta"), array(draw, shape, "float32", low=0.5, high=20.0)]
+
+
+@covers("polynomial")
+def polynomial(draw: Draw, name: str) -> Case:
+    function, shape, dtype = public("polynomial"), shapes(draw), one_of(draw, *FLOATS)
+    coefficients = [array(draw, (), dtype, finite=True, scales=(1.0,)) for _ in range(draw(st.integers(1, 5)))]
+    return lambda x, *a: function(x, a), [array(draw, shape, dtype, finite=True, scales=(1.0,)), *coefficients]
+
+
+@covers("one_minus_square")
+def one_minus_square(draw: Draw, name: str) -> Case:
+    return public("one_minus_square"), [array(draw, shapes(draw), one_of(draw, *FLOATS))]
+
+
+@covers("eq_to", "le_to", "lt_to")
+def total_order(draw: Draw, name: str) -> Case:
+    """Comparisons in which NaN equals itself and -0 comes before 0; sort uses them."""
+    primitive = getattr(jax.extend.core.primitives, f"{name}_p")
+    x, y = _two(draw, one_of(draw, *FLOATS, *INTEGERS))
+    return primitive.bind, [x, np.where(np.arange(x.size).reshape(x.shape) % 3 == 0, x, y)]

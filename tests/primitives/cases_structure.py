@@ -1,6 +1,7 @@
 """Cases of the primitives that make, move and join arrays."""
 
 import jax
+import jax.extend.core.primitives
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
@@ -189,3 +190,18 @@ def debug_callback(draw: Draw, name: str) -> Case:
         return lax.neg(x)
 
     return shown, [array(draw, (2,), "float32")]
+
+
+@covers("remat_opt")
+def remat_opt(draw: Draw, name: str) -> Case:
+    """The forward pass of a custom_vjp whose residuals may be recomputed."""
+    double = jax.custom_vjp(lambda x: x * 2)
+    double.defvjp(lambda x: (x * 2, x), lambda x, g: (g * 2,), optimize_remat=True)
+    return lambda x: jax.grad(lambda x: double(x).sum())(x), [array(draw, (3,), "float32", finite=True)]
+
+
+@covers("zeros_like")
+def zeros_like(draw: Draw, name: str) -> Case:
+    primitive = getattr(jax.extend.core.primitives, "zeros_like_p", None)
+    x = array(draw, (3, 2), "float32")
+    return (primitive.bind if primitive is not None else lax.neg), [x]

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 from m2ml_reference.values import narrow, widen
+from primitive_properties import PROPERTIES, assert_properties
 
 from m2ml import compat
 from m2ml.control import CONTROL_FLOW
-from m2ml.equivalence.bounds import FACTOR, SUMS, error_scale, tiny, unit
+from m2ml.equivalence.bounds import FACTOR, RUNS, SUMS, Perturbation, bound_of, error_scale, tiny, unit
 from m2ml.interpreter import Code, Equation, flatten
 from m2ml.plugins import registry
 
@@ -38,8 +39,16 @@ def check(code: Code, arrays: Sequence[Array]) -> None:
         inputs = [env[i] for i in step.inputs]
         expected = expected_outputs(reference, equation, inputs)
         allowed = tolerances(reference, equation, inputs, expected)
+        if equation.name in PROPERTIES:
+            rounded = [narrow(y, aval.dtype) for y, aval in zip(expected, equation.outputs, strict=True)]
+            assert_properties(f"reference: {equation.describe()}", equation, inputs, rounded, unit(equation.dtype))
         for name in BACKENDS:
             got = run_equation(name, equation, inputs)
+            if equation.name in PROPERTIES:
+                assert_declared(name, equation, got)
+                what = f"{name}: {equation.describe()}"
+                assert_properties(what, equation, inputs, got, unit(equation.dtype))
+                continue
             for number, (y, e, a) in enumerate(zip(got, expected, allowed, strict=True)):
                 aval = equation.outputs[number]
                 assert_agrees(f"{name}: output {number} of {equation.describe()}", y, e, a, aval)
@@ -70,12 +79,33 @@ def tolerances(reference: Any, equation: Equation, inputs: Sequence[Array], expe
     that; every other scale is already a worst case. Rounding of the output itself is applied by `assert_agrees`.
     """
     wide = [widen(x) for x in inputs]
+    if equation.name in CONTROL_FLOW:
+        return measured(equation, wide, expected)
     scales = error_scale(equation, wide, expected, lambda *xs: reference.apply(equation, xs))
     factor = FACTOR if equation.name in SUMS else 1.0
     return [
         None if s is None else np.where(np.isfinite(s), factor * s, 0.0) + tiny(aval.dtype)
         for s, aval in zip(scales, equation.outputs, strict=True)
     ]
+
+
+def measured(equation: Equation, inputs: Sequence[Array], expected: list[Array]) -> list[Array | None]:
+    """The spread of a loop's results when each equation of its body is moved by its error scale."""
+    kind: Any = type(registry.get("reference"))
+    runs = []
+    for seed in range(RUNS):
+        perturb = Perturbation(np.random.default_rng(seed), registry.get("reference").apply)
+        runs.append(kind(perturb).apply(equation, inputs))
+    bounds = [
+        bound_of(aval.dtype, y, [run[i] for run in runs])
+        for i, (aval, y) in enumerate(zip(equation.outputs, expected, strict=True))
+    ]
+    return [np.where(b.unstable, np.inf, b.allowed) if unit(b.dtype) else None for b in bounds]
+
+
+def assert_declared(name: str, equation: Equation, got: Sequence[Array]) -> None:
+    declared = [(tuple(aval.shape), np.dtype(aval.dtype)) for aval in equation.outputs]
+    assert [(y.shape, y.dtype) for y in got] == declared, f"{name}: {equation.describe()} gives other types"
 
 
 def assert_agrees(what: str, got: Array, expected: Array, allowed: Array | None, aval: Any) -> None:
