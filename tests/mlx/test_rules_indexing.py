@@ -244,7 +244,7 @@ def test_extrema_of_nan_infinities_and_zeros(kind, dtype):
 
 
 def test_adding_nothing_keeps_the_sign_of_zero():
-    x = np.array([-0.0, 0.0], np.float32)
+    x = np.array([-0.0, -0.0], np.float32)
     check_exact(lambda x, i: x.at[i].add(1.0, mode="drop"), x, np.array([5, 7], np.int32))
 
 
@@ -280,6 +280,14 @@ def test_dynamic_slices_are_moved_inside(dtype, index):
         i = np.array(start, index)
         check_exact(lambda x, i: lax.dynamic_slice(x, (i, i), (3, 2)), x, i)
         check_exact(lambda x, i, u: lax.dynamic_update_slice(x, u, (i, i)), x, i, u)
+
+
+@pytest.mark.parametrize("start", [0, 100, 127])
+def test_dynamic_slices_along_an_axis_that_the_start_cannot_span(start):
+    """Computed here: JAX 0.5 clamps in 8 bits, wraps and reads elsewhere."""
+    x = values((300,), "float32")
+    (got,) = through_rules(lambda x, i: lax.dynamic_slice(x, (i,), (3,)), x, np.int8(start))
+    assert_same([got], [x[start : start + 3]])
 
 
 def test_dynamic_slices_of_nothing_and_of_everything():
