@@ -6,6 +6,7 @@ import importlib.util
 
 FAMILIES = (
     "elementwise",
+    "conversions",
     "integers",
     "special",
     "structure",

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from m2ml.interpreter import Equation
+from m2ml_mlx.rules.conversions import convert
 from m2ml_mlx.rules.dot import matrix_product
-from m2ml_mlx.rules.elementwise import complex_of, convert
+from m2ml_mlx.rules.elementwise import complex_of
 from m2ml_mlx.rules.structure import pad_with, permute
 from m2ml_mlx.rules.table import FLOATS, constant_like, full, is_complex, out_dtype, rules
 

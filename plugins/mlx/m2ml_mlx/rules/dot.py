@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from m2ml.interpreter import Equation
-from m2ml_mlx.rules.elementwise import convert
+from m2ml_mlx.rules.conversions import convert
 from m2ml_mlx.rules.structure import permute, reshape_to
 from m2ml_mlx.rules.table import (
     FLOATS,
@@ -111,7 +111,7 @@ def integer_product(x: mx.array, y: mx.array, dtype: mx.Dtype) -> mx.array:
 def _reach(x: mx.array) -> int:
     """The greatest magnitude of a limb of ``x``."""
     if x.dtype.size == 1:
-        return max(highest(x.dtype), -lowest(x.dtype))
+        return int(max(highest(x.dtype), -lowest(x.dtype)))
     return 128
 
 

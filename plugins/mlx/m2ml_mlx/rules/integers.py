@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
 from m2ml.interpreter import Equation
@@ -93,7 +95,7 @@ def shift_right_arithmetic(_: Equation, x: mx.array, by: mx.array) -> mx.array:
     return shifted.view(x.dtype) if is_unsigned(x) else shifted
 
 
-def _shift(shift: object, x: mx.array, by: mx.array) -> mx.array:
+def _shift(shift: Callable[[mx.array, mx.array], mx.array], x: mx.array, by: mx.array) -> mx.array:
     """A shift by the width or more gives 0; MLX takes the amount modulo the width or leaves it open."""
     amount = as_unsigned(by)
     inside = amount < constant_like(amount, bits(x.dtype))

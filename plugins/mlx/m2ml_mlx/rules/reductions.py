@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from m2ml.interpreter import Code, Equation, apply_rule, evaluate
-from m2ml_mlx.rules.elementwise import total_order
+from m2ml_mlx.rules.conversions import total_order
 from m2ml_mlx.rules.table import (
     UNSIGNED,
     cast,
@@ -165,7 +165,7 @@ def reduce(equation: Equation, *arrays: mx.array) -> list[mx.array]:
     while (n := rows[0].shape[0]) > 1:
         rest = [x[n // 2 * 2 :] for x in rows]
         rows = apply_body(equation, [x[: n // 2] for x in rows], [x[n // 2 : n // 2 * 2] for x in rows])
-        rows = [mx.concatenate(pair) for pair in zip(rows, rest, strict=True)] if n % 2 else rows
+        rows = [mx.concatenate(list(pair)) for pair in zip(rows, rest, strict=True)] if n % 2 else rows
     if rows[0].shape[0] == 0:
         return [mx.broadcast_to(x, equation.shape) for x in initial]
     return apply_body(equation, initial, [mx.squeeze(x, 0) for x in rows])
@@ -190,7 +190,7 @@ def apply_body(equation: Equation, left: Sequence[mx.array], right: Sequence[mx.
 
 def _elementwise(name: str) -> bool:
     """Whether a rule acts on each element alike, whatever shape its equation was written for."""
-    families = ("m2ml_mlx.rules.elementwise", "m2ml_mlx.rules.integers")
+    families = tuple(f"m2ml_mlx.rules.{family}" for family in ("elementwise", "conversions", "integers"))
     return name in rules and name != "bitcast_convert_type" and rules[name].__module__ in families
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +15,7 @@ from m2ml_mlx.rules.erf_inv import erf_inv
 from m2ml_mlx.rules.table import cast, constant_like, rules, unsupported
 
 Function = Callable[[mx.array], mx.array]
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def _in_float32(function: Function) -> Callable[[Equation, mx.array], mx.array]:
@@ -132,20 +134,20 @@ def _bessel_series(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Chebyshev series of exp(-x) I(x) (over x for order 1) on [0, 8], and of that times sqrt(x) over 8 / x beyond."""
     angles = (np.arange(4096) + 0.5) * np.pi / 4096
 
-    def scaled(x: np.ndarray) -> np.ndarray:
+    def scaled(x: Array) -> Array:
         # The integral over a period: the midpoint rule is exact to rounding.
         kernel = np.exp(x[:, None] * (np.cos(angles) - 1)) * np.cos(order * angles)
-        return np.asarray(kernel.mean(axis=1))
+        return np.asarray(kernel.mean(axis=1), np.float64)
 
-    def near(y: np.ndarray) -> np.ndarray:
+    def near(y: Array) -> Array:
         x = 4 * (y + 1)
         return scaled(x) / x if order else scaled(x)
 
-    def far(y: np.ndarray) -> np.ndarray:
+    def far(y: Array) -> Array:
         x = 16 / (y + 1)
-        return scaled(x) * np.sqrt(x)
+        return np.asarray(scaled(x) * np.sqrt(x))
 
-    interpolate = np.polynomial.chebyshev.chebinterpolate
+    interpolate: Any = np.polynomial.chebyshev.chebinterpolate
     return tuple(interpolate(near, 17).tolist()), tuple(interpolate(far, 7).tolist())
 
 

@@ -157,7 +157,7 @@ def split(equation: Equation, x: mx.array) -> list[mx.array]:
 
 @rules.define("stack")
 def stack(equation: Equation, *parts: mx.array) -> mx.array:
-    return mx.stack(parts, axis=equation.params["axis"])
+    return mx.stack(list(parts), axis=equation.params["axis"])
 
 
 @rules.define("unstack")

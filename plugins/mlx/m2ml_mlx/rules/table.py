@@ -37,7 +37,7 @@ _PAIRS: tuple[tuple[Any, mx.Dtype], ...] = (
     (np.complex64, mx.complex64),
 )
 _TO_MLX = {np.dtype(n): m for n, m in _PAIRS}
-_TO_NUMPY = {m: np.dtype(n) for n, m in _PAIRS}
+_TO_NUMPY: dict[mx.Dtype, np.dtype[Any]] = {m: np.dtype(n) for n, m in _PAIRS}
 
 UNSIGNED = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 SIGNED = {1: mx.int8, 2: mx.int16, 4: mx.int32, 8: mx.int64}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from m2ml.interpreter import Equation
-from m2ml_mlx.rules.elementwise import convert
+from m2ml_mlx.rules.conversions import convert
 from m2ml_mlx.rules.reductions import REDUCTIONS, apply_body, body_of, combine, identity_of, monoid_of
 from m2ml_mlx.rules.structure import pad_with, take_slice
 from m2ml_mlx.rules.table import cast, constant, constant_like, out_dtype, rules, unsupported, wide
@@ -70,8 +70,7 @@ def reduce_window(equation: Equation, *arrays: mx.array) -> list[mx.array]:
     half = len(arrays) // 2
     monoid = monoid_of(body_of(equation))
     if monoid is not None:
-        x, initial = arrays
-        return [combine(monoid, reduce_windows(equation, x, monoid, initial), initial)]
+        return [combine(monoid, reduce_windows(equation, arrays[0], monoid, arrays[1]), arrays[1])]
     windows = Windows.of(equation)
     if math.prod(windows.sizes) > _LONGEST:
         raise unsupported(equation, f"its windows have more than {_LONGEST} elements and a function of their own")
@@ -126,17 +125,19 @@ def _slide(x: mx.array, axis: int, windows: Windows, count: int, monoid: str) ->
         for place in range(1, size):
             out = combine(monoid, out, _along(x, axis, place * step, count, stride))
         return out
-    total, done, span = None, 0, 1
-    while True:
+    total: mx.array | None = None
+    done, span = 0, 1
+    while done < size:
         if size & span:
             part = _along(x, axis, done * step, count, stride)
             total = part if total is None else combine(monoid, total, part)
             done += span
-        if done == size:
-            return total
-        length = x.shape[axis] - span * step
-        x = combine(monoid, _along(x, axis, 0, length, 1), _along(x, axis, span * step, length, 1))
-        span *= 2
+        if done < size:
+            length = x.shape[axis] - span * step
+            x = combine(monoid, _along(x, axis, 0, length, 1), _along(x, axis, span * step, length, 1))
+            span *= 2
+    assert total is not None
+    return total
 
 
 def _along(x: mx.array, axis: int, start: int, count: int, stride: int) -> mx.array:
