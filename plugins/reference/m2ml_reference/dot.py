@@ -10,6 +10,9 @@ import numpy as np
 from m2ml.interpreter import Equation
 from m2ml_reference.values import Array, rules, wide
 
+#: ((contracted axes of x, of y), (batch axes of x, of y))
+DimensionNumbers = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
+
 
 def operands_for(equation: Equation, *operands: Array) -> list[Array]:
     """Operands in the dtype that the products accumulate in: that of the result, where integers wrap around."""
@@ -21,8 +24,9 @@ def _rest(ndim: int, *used: Sequence[int]) -> list[int]:
     return [axis for axis in range(ndim) if axis not in taken]
 
 
-def contract(x: Array, y: Array, dimension_numbers: tuple) -> Array:
+def contract(operands: Sequence[Array], dimension_numbers: DimensionNumbers) -> Array:
     """Sum of products over the contracted axes; the result is [*batch, *free of x, *free of y]."""
+    x, y = operands
     (x_sum, y_sum), (x_batch, y_batch) = dimension_numbers
     x_free, y_free = _rest(x.ndim, x_sum, x_batch), _rest(y.ndim, y_sum, y_batch)
     batch = [x.shape[i] for i in x_batch]
@@ -35,7 +39,7 @@ def contract(x: Array, y: Array, dimension_numbers: tuple) -> Array:
 
 @rules.define("dot_general")
 def dot_general(equation: Equation, x: Array, y: Array) -> Array:
-    return contract(*operands_for(equation, x, y), equation.params["dimension_numbers"])
+    return contract(operands_for(equation, x, y), equation.params["dimension_numbers"])
 
 
 @rules.define("scaled_dot")
@@ -43,7 +47,7 @@ def scaled_dot(equation: Equation, x: Array, y: Array, x_scale: Array, y_scale: 
     """A dot_general of operands whose contracted axes are scaled block by block."""
     dims = equation.params["dimension_numbers"]
     scaled = [_scaled(a, scale, axes) for a, scale, axes in zip((x, y), (x_scale, y_scale), dims[0], strict=True)]
-    return contract(*operands_for(equation, *scaled), dims)
+    return contract(operands_for(equation, *scaled), dims)
 
 
 def _scaled(x: Array, scale: Array, axes: Sequence[int]) -> Array:
@@ -85,18 +89,18 @@ def ragged_dot_general(equation: Equation, x: Array, y: Array, sizes: Array) -> 
     x, y = operands_for(equation, x, y)
     groups = [np.where(_along(m, x, ragged, x_batch, x_sum), x, 0) for m in _group_masks(sizes, x.shape[ragged])]
     if ragged in x_sum:
-        products = [contract(part, y, dims) for part in groups]
+        products = [contract((part, y), dims) for part in groups]
         return np.stack(products) if products else np.zeros(equation.shape, x.dtype)
     if ragged in x_batch:
-        return contract(sum(groups, np.zeros_like(x)), y, dims)
+        return contract((sum(groups, np.zeros_like(x)), y), dims)
     (group_axis,) = numbers.rhs_group_dimensions
     matrices = np.moveaxis(y, group_axis, 0)
     inner = _without(dims, group_axis)
-    products = (contract(part, matrix, inner) for part, matrix in zip(groups, matrices, strict=True))
-    return sum(products, np.zeros(equation.shape, x.dtype))
+    terms = (contract((part, matrix), inner) for part, matrix in zip(groups, matrices, strict=True))
+    return sum(terms, np.zeros(equation.shape, x.dtype))
 
 
-def _without(dims: tuple, axis: int) -> tuple:
+def _without(dims: DimensionNumbers, axis: int) -> DimensionNumbers:
     """Dimension numbers once ``axis`` of the right operand is gone."""
     (x_sum, y_sum), (x_batch, y_batch) = dims
     return (x_sum, [i - (i > axis) for i in y_sum]), (x_batch, [i - (i > axis) for i in y_batch])

@@ -32,7 +32,7 @@ def _plain(name: str, function: Callable[..., Array]) -> None:
     rules.define(*name.split())(lambda equation, *arrays: function(*arrays))
 
 
-for _name, _function in {
+_PLAIN: dict[str, Callable[..., Any]] = {
     "add add_any": np.add,
     "sub": np.subtract,
     "neg": np.negative,
@@ -70,14 +70,16 @@ for _name, _function in {
     "gt": np.greater,
     "le": np.less_equal,
     "lt": np.less,
-}.items():
+}
+
+for _name, _function in _PLAIN.items():
     _plain(_name, _function)
 
 
 @rules.define("mul")
 def mul(equation: Equation, x: Array, y: Array) -> Array:
     dtype = wide(equation.dtype)
-    return x.astype(dtype, copy=False) * y.astype(dtype, copy=False)
+    return np.asarray(x.astype(dtype, copy=False) * y.astype(dtype, copy=False))
 
 
 @rules.define("div")
@@ -115,7 +117,7 @@ def _repeated_product(x: Array, exponent: int) -> Array:
 
 @rules.define("one_minus_square")
 def one_minus_square(equation: Equation, x: Array) -> Array:
-    return (1 - x) * (1 + x)
+    return np.asarray((1 - x) * (1 + x))
 
 
 @rules.define("polynomial")
@@ -240,7 +242,7 @@ def convert_element_type(equation: Equation, x: Array) -> Array:
     """Floats become integers by truncation, saturating, NaN to 0; eight-bit floats and narrower round at once."""
     dtype = equation.dtype
     if dtype == np.bool_:
-        return x != 0
+        return np.asarray(x != 0)
     if is_complex(x.dtype) and not is_complex(dtype):
         x = x.real
     if is_integer(dtype) and is_float(x.dtype):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from m2ml.interpreter import Equation
 from m2ml_reference.values import Array, rules
 
-_TRANSFORMS = {"FFT": np.fft.fftn, "IFFT": np.fft.ifftn, "RFFT": np.fft.rfftn, "IRFFT": np.fft.irfftn}
+_TRANSFORMS: dict[str, Callable[..., Array]] = {
+    "FFT": np.fft.fftn,
+    "IFFT": np.fft.ifftn,
+    "RFFT": np.fft.rfftn,
+    "IRFFT": np.fft.irfftn,
+}
 
 
 @rules.define("fft")
@@ -17,4 +24,4 @@ def fft(equation: Equation, x: Array) -> Array:
         return np.zeros(equation.shape, np.complex128)
     kind = equation.params["fft_type"]
     transform = _TRANSFORMS[getattr(kind, "name", str(kind))]
-    return transform(x, s=lengths, axes=tuple(range(-len(lengths), 0)))
+    return np.asarray(transform(x, s=lengths, axes=tuple(range(-len(lengths), 0))))

@@ -37,13 +37,13 @@ def _uniform(keys: Array, dtype: np.dtype) -> Array:
         bits = high.astype(np.uint64) << np.uint64(32) | low.astype(np.uint64)
     else:
         bits = (high ^ low).astype(np.dtype(f"u{width // 8}"))
-    return np.ldexp((bits >> bits.dtype.type(width - int(info.nmant))).astype(np.float64), -int(info.nmant))
+    return np.asarray(np.ldexp((bits >> bits.dtype.type(width - int(info.nmant))).astype(np.float64), -int(info.nmant)))
 
 
 def _normal(keys: Array, dtype: np.dtype) -> Array:
     low = float(np.nextafter(np.asarray(-1, dtype), np.asarray(0, dtype)))
     u = np.maximum(low, _uniform(keys, dtype) * (1 - low) + low)
-    return np.sqrt(2) * scipy.special.erfinv(u)
+    return np.asarray(np.sqrt(2) * scipy.special.erfinv(u))
 
 
 def _cubes(keys: Array, c: Array, dtype: np.dtype) -> tuple[Array, Array]:
@@ -86,7 +86,7 @@ def sample_gamma(keys: Array, alpha: Array, dtype: np.dtype, *, log_space: bool)
 
 @rules.define("random_gamma")
 def random_gamma(equation: Equation, keys: Array, alpha: Array) -> Array:
-    if keys.shape[-1] != 2 or not jax.config.jax_threefry_partitionable:
+    if keys.shape[-1] != 2 or not getattr(jax.config, "jax_threefry_partitionable", True):
         raise ExecutionError("random_gamma is defined for threefry keys in partitionable mode")
     flat = keys.reshape(-1, 2)
     count = alpha.size // max(len(flat), 1)

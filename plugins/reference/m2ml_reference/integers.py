@@ -97,7 +97,7 @@ def shift_right_arithmetic(equation: Equation, x: Array, y: Array) -> Array:
     inside, count = _within(x, y)
     signed = x.view(np.dtype(f"i{x.dtype.itemsize}"))
     last = signed.dtype.type(width(x.dtype) - 1)
-    return (signed >> np.where(inside, count, count.dtype.type(last)).astype(signed.dtype)).astype(x.dtype)
+    return np.asarray((signed >> np.where(inside, count, count.dtype.type(last)).astype(signed.dtype)).astype(x.dtype))
 
 
 def _bits(x: Array) -> Array:
@@ -108,7 +108,7 @@ def _bits(x: Array) -> Array:
 
 @rules.define("population_count")
 def population_count(equation: Equation, x: Array) -> Array:
-    return _bits(x).sum(axis=-1, dtype=np.uint8)
+    return np.asarray(_bits(x).sum(axis=-1, dtype=np.uint8))
 
 
 @rules.define("clz")

@@ -81,7 +81,7 @@ def cholesky_update(equation: Equation, r: Array, w: Array) -> Array:
 
 @_define("symmetric_product symmetric_update", 2, 2)
 def symmetric_product(equation: Equation, a: Array, c: Array) -> Array:
-    return equation.params["alpha"] * (a @ a.T) + equation.params["beta"] * c
+    return np.asarray(equation.params["alpha"] * (a @ a.T) + equation.params["beta"] * c)
 
 
 @_define("triangular_solve", 2, 2)
@@ -165,7 +165,7 @@ def ormqr(equation: Equation, a: Array, scales: Array, c: Array) -> Array:
     size = c.shape[0 if equation.params["left"] else 1]
     square = np.eye(size, dtype=a.dtype)
     square[:, : a.shape[1]] = a[:, :size]
-    q = householder_product(equation, square, scales)
+    q = np.asarray(householder_product(equation, square, scales))
     q = q.conj().T if equation.params["transpose"] else q
     return q @ c if equation.params["left"] else c @ q
 
@@ -177,7 +177,7 @@ def qr(equation: Equation, a: Array) -> Sequence[Array]:
         q, r = np.linalg.qr(a, mode="complete" if mode == "full" else "reduced")
         return [q, r, np.arange(a.shape[1])][: len(equation.outputs)]
     pivoting = bool(equation.params.get("pivoting"))
-    return scipy.linalg.qr(a, mode=mode, pivoting=pivoting, check_finite=False)
+    return list(scipy.linalg.qr(a, mode=mode, pivoting=pivoting, check_finite=False))
 
 
 def _chosen(equation: Equation, count: int) -> slice:

@@ -33,7 +33,7 @@ def _define_reduction(kind: str) -> None:
         axes, start = tuple(equation.params["axes"]), identity_of(kind, x.dtype)
         if x.dtype.kind == "V":
             x, start = x.astype(np.int64), start.astype(np.int64)
-        return UFUNCS[kind].reduce(x, axis=axes, dtype=x.dtype, initial=start)
+        return np.asarray(UFUNCS[kind].reduce(x, axis=axes, dtype=x.dtype, initial=start))
 
     rules.define(f"reduce_{kind}")(rule)
 
@@ -55,7 +55,7 @@ def _define_cumulative(kind: str) -> None:
 def _accumulate(kind: str, x: Array, axis: int) -> Array:
     if kind == "logsumexp" and np.iscomplexobj(x):
         peak = np.max(x.real, axis=axis, keepdims=True, initial=-np.inf)
-        return np.log(np.cumsum(np.exp(x - peak), axis=axis)) + peak
+        return np.asarray(np.log(np.cumsum(np.exp(x - peak), axis=axis)) + peak)
     return UFUNCS[kind].accumulate(x, axis=axis, dtype=x.dtype)
 
 

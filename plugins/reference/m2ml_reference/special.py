@@ -11,17 +11,17 @@ from m2ml_reference.values import Array, rules
 
 @rules.define("erf")
 def erf(equation: Equation, x: Array) -> Array:
-    return scipy.special.erf(x)
+    return np.asarray(scipy.special.erf(x))
 
 
 @rules.define("erfc")
 def erfc(equation: Equation, x: Array) -> Array:
-    return scipy.special.erfc(x)
+    return np.asarray(scipy.special.erfc(x))
 
 
 @rules.define("erf_inv")
 def erf_inv(equation: Equation, x: Array) -> Array:
-    return np.copysign(scipy.special.erfinv(x), x)
+    return np.asarray(np.copysign(scipy.special.erfinv(x), x))
 
 
 @rules.define("lgamma")
@@ -39,7 +39,7 @@ def digamma(equation: Equation, x: Array) -> Array:
 @rules.define("zeta")
 def zeta(equation: Equation, x: Array, q: Array) -> Array:
     """The Hurwitz zeta function."""
-    return scipy.special.zeta(x, q)
+    return np.asarray(scipy.special.zeta(x, q))
 
 
 @rules.define("polygamma")
@@ -53,21 +53,21 @@ def polygamma(equation: Equation, n: Array, x: Array) -> Array:
 
 @rules.define("bessel_i0e")
 def bessel_i0e(equation: Equation, x: Array) -> Array:
-    return scipy.special.i0e(x)
+    return np.asarray(scipy.special.i0e(x))
 
 
 @rules.define("bessel_i1e")
 def bessel_i1e(equation: Equation, x: Array) -> Array:
-    return np.copysign(scipy.special.i1e(x), x)
+    return np.asarray(np.copysign(scipy.special.i1e(x), x))
 
 
 @rules.define("regularized_incomplete_beta")
 def regularized_incomplete_beta(equation: Equation, a: Array, b: Array, x: Array) -> Array:
-    return scipy.special.betainc(a, b, x)
+    return np.asarray(scipy.special.betainc(a, b, x))
 
 
 def _outside(a: Array, x: Array) -> Array:
-    return (a < 0) | (x < 0) | ((a == 0) & (x == 0))
+    return np.asarray((a < 0) | (x < 0) | ((a == 0) & (x == 0)))
 
 
 @rules.define("igamma")
@@ -109,4 +109,4 @@ def igamma_grad_a(equation: Equation, a: Array, x: Array) -> Array:
 def random_gamma_grad(equation: Equation, a: Array, sample: Array) -> Array:
     """How a gamma sample moves with its shape parameter when its quantile stays."""
     density = np.exp((a - 1) * np.log(sample) - sample - scipy.special.gammaln(a))
-    return -igamma_grad_a(equation, a, sample) / density
+    return np.asarray(-igamma_grad_a(equation, a, sample) / density)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -25,22 +25,22 @@ rules = Rules()
 
 @functools.cache
 def is_float(dtype: Any) -> bool:
-    return bool(jax.dtypes.issubdtype(dtype, np.floating))
+    return bool(jnp.issubdtype(dtype, np.floating))
 
 
 @functools.cache
 def is_complex(dtype: Any) -> bool:
-    return bool(jax.dtypes.issubdtype(dtype, np.complexfloating))
+    return bool(jnp.issubdtype(dtype, np.complexfloating))
 
 
 @functools.cache
 def is_integer(dtype: Any) -> bool:
-    return bool(jax.dtypes.issubdtype(dtype, np.integer))
+    return bool(jnp.issubdtype(dtype, np.integer))
 
 
 @functools.cache
 def is_unsigned(dtype: Any) -> bool:
-    return bool(jax.dtypes.issubdtype(dtype, np.unsignedinteger))
+    return bool(jnp.issubdtype(dtype, np.unsignedinteger))
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def wide(dtype: Any) -> np.dtype[Any]:
 
 def widen(array: Any) -> Array:
     array = np.asarray(array)
-    return array.astype(wide(array.dtype), copy=False)
+    return np.asarray(array.astype(wide(array.dtype), copy=False))
 
 
 def narrow(array: Array, dtype: Any) -> Array:
