@@ -5,6 +5,7 @@ Each takes ``run(code, arrays)`` before its equation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -49,7 +50,8 @@ def reduce(run: Run, equation: Equation, *arrays: Array) -> list[Array]:
     """Fold the elements along ``dimensions`` in row-major order, beginning with the initial values."""
     count = len(arrays) // 2
     axes = tuple(equation.params["dimensions"])
-    rows = [np.moveaxis(x, axes, range(len(axes))).reshape(-1, *equation.shape) for x in arrays[:count]]
+    length = math.prod(arrays[0].shape[axis] for axis in axes)
+    rows = [np.moveaxis(x, axes, range(len(axes))).reshape(length, *equation.shape) for x in arrays[:count]]
     carry: list[Array] = [np.broadcast_to(init, equation.shape) for init in arrays[count:]]
     function = mapped(run, equation.params["jaxpr"])
     for values in zip(*rows, strict=True):
