@@ -67,7 +67,7 @@ def command(
                 studies.append(_study(task, names, compared_steps, display))
         demo_report.show(studies, console)
         paths = demo_report.write(studies, out, seconds=time.perf_counter() - began)
-        console.print(f"wrote {' and '.join(map(str, paths))}; the demo took {time.perf_counter() - began:.0f} s")
+        typer.echo(f"wrote {' and '.join(map(str, paths))}; the demo took {time.perf_counter() - began:.0f} s")
     if not all(study.ok for study in studies):
         raise typer.Exit(1)
 

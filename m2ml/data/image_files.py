@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -27,7 +28,7 @@ _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 def read_npz(path: Path) -> list[Labelled]:
     """The pairs of an ``.npz``: those to train on and, if there are any, those to test with."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is not a readable .npz of plain arrays: {' '.join(str(error).split())}") from error
@@ -72,10 +73,8 @@ def _idx_array(path: Path) -> Array:
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_TYPES:
         raise DataError(f"{path} is not an IDX file: it does not begin with the IDX header")
     dtype, axes = np.dtype(_IDX_TYPES[content[2]]), content[3]
-    shape = tuple(np.frombuffer(content[4 : 4 + 4 * axes], ">u4").astype(int).tolist())
-    data = content[4 + 4 * axes :]
-    if len(shape) != axes or len(data) != int(np.prod(shape)) * dtype.itemsize:
-        raise DataError(
-            f"{path} is cut short or damaged: {len(data)} bytes of data do not fill the shape {list(shape)}"
-        )
+    sizes, data = content[4 : 4 + 4 * axes], content[4 + 4 * axes :]
+    shape = np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4").astype(int).tolist()
+    if len(shape) != axes or len(data) != math.prod(shape) * dtype.itemsize:
+        raise DataError(f"{path} is cut short or damaged: {len(data)} bytes of data do not fill the shape {shape}")
     return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))

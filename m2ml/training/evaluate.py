@@ -17,14 +17,22 @@ _CHUNK = 250
 
 
 def generate(
-    task: Task, params: Any, *, backend: str, length: int, prompt: str = "\n", temperature: float = 0.8, seed: int = 0
+    task: Task,
+    params: Any,
+    *,
+    backend: str,
+    length: int,
+    prompt: str | None = None,
+    temperature: float = 0.8,
+    seed: int = 0,
 ) -> str:
     """``length`` characters that continue ``prompt``, drawn from the model's own probabilities.
 
-    ``temperature`` divides the logits. The draws are JAX's, so equal parameters give equal text on every backend.
+    Without a prompt it begins a new line. ``temperature`` divides the logits. The draws are JAX's, so equal
+    parameters give equal text on every backend.
     """
-    context = task.config.context
-    tokens = task.data.encode(prompt).tolist()
+    context, text = task.config.context, task.data
+    tokens = text.encode(prompt or ("\n" if "\n" in text.vocabulary else text.content[0])).tolist()
 
     def draw(params: Any, window: Any, last: Any, seed: Any, step: Any) -> jax.Array:
         logits = task.model.apply(params, window)[0, last]
@@ -37,7 +45,7 @@ def generate(
         window[0, : len(recent)] = recent
         numbers = (np.int32(len(recent) - 1), np.uint32(seed), np.int32(step))
         tokens.append(int(m2ml.get(step_function(params, window, *numbers))))
-    return str(task.data.decode(tokens[-length:])) if length else ""
+    return str(text.decode(tokens[-length:])) if length else ""
 
 
 def accuracy(task: Task, params: Any, *, backend: str) -> float:

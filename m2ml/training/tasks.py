@@ -44,18 +44,19 @@ class Task:
         """``train_step(state, batch) -> (state, loss)`` for any backend; the state is donated."""
         return m2ml.jit(make_train_step(self.loss, self.optimizer.build()), donate_argnames=("state",))
 
-    @property
-    def _init(self) -> Callable[[Any], TrainState]:
-        return make_init(self.model.init, self.optimizer.build())
+    @cached_property
+    def start(self) -> m2ml.Jitted[..., TrainState]:
+        """``start(seed) -> state`` for any backend."""
+        return m2ml.jit(make_init(self.model.init, self.optimizer.build()))
 
     def initial_state(self) -> TrainState:
         """The state of step 0 as NumPy arrays: the same for every backend, because one of them makes it."""
-        state: TrainState = m2ml.get(m2ml.jit(self._init, backend="cpu")(np.uint32(self.seed)))
+        state: TrainState = m2ml.get(self.start.on("cpu")(np.uint32(self.seed)))
         return state
 
     def state_shapes(self) -> TrainState:
         """The state's shapes and dtypes, without computing it."""
-        shapes: TrainState = jax.eval_shape(self._init, np.uint32(self.seed))
+        shapes: TrainState = jax.eval_shape(make_init(self.model.init, self.optimizer.build()), np.uint32(self.seed))
         return shapes
 
     def record(self) -> Mapping[str, Any]:
