@@ -114,9 +114,7 @@ def error_scale(
     return [_scale(equation, inputs, y, u, lambda *xs, i=i: rule(*xs)[i]) if u else None for i, u, y in each]
 
 
-def _scale(
-    equation: Equation, inputs: Sequence[Array], output: Array, u: float, rule: Callable[..., Array]
-) -> Array:
+def _scale(equation: Equation, inputs: Sequence[Array], output: Array, u: float, rule: Callable[..., Array]) -> Array:
     if equation.name in ROUNDED:
         return np.asarray((FUNCTION_UNITS if np.iscomplexobj(output) else 1.0) * u * np.abs(output))
     if equation.name in _NORMWISE:

@@ -42,7 +42,7 @@ def _gamma_exponent(a: Array, x: Array) -> Array:
 
 
 def _slope(a: Array, x: Array, y: Array) -> Array:
-    """The series' derivative in ``a`` adds terms of size ``log x`` and ``digamma(a)``, each with the exponent's error."""
+    """The series' derivative in ``a`` adds terms of size ``log x`` and ``digamma(a)`` with the exponent's error."""
     terms = np.abs(np.log(x)) + np.log(np.abs(a) + 7.5)
     return np.asarray(_gamma_exponent(a, x) * np.maximum(np.abs(y), terms))
 

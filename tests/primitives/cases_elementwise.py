@@ -202,7 +202,8 @@ def reduce_precision(draw: Draw, name: str) -> Case:
 
 @covers("igamma", "igammac", "igamma_grad_a", "random_gamma_grad")
 def incomplete_gamma(draw: Draw, name: str) -> Case:
-    shape, dtype = shapes(draw), one_of(draw, *FLOATS)
+    """Loops in XLA, slow to compile: few shapes."""
+    shape, dtype = one_of(draw, (), (0, 3), (257,)), one_of(draw, "float32", "float32", "bfloat16")
     low = 0.5 if name == "random_gamma_grad" else 0.05
     parts = [array(draw, shape, dtype, low=low, high=12.0), array(draw, shape, dtype, low=low, high=12.0)]
     return public(name), parts
@@ -210,14 +211,14 @@ def incomplete_gamma(draw: Draw, name: str) -> Case:
 
 @covers("regularized_incomplete_beta")
 def incomplete_beta(draw: Draw, name: str) -> Case:
-    shape = shapes(draw)
+    shape = one_of(draw, (), (0, 3), (257,))
     ends = ((0.3, 6.0), (0.3, 6.0), (0.0, 1.0))
     return lax.betainc, [array(draw, shape, "float32", low=low, high=high) for low, high in ends]
 
 
 @covers("polygamma", "zeta")
 def polygamma(draw: Draw, name: str) -> Case:
-    shape = shapes(draw)
+    shape = one_of(draw, (), (0, 3), (257,))
     order = array(draw, shape, "int32", low=1, high=4).astype(np.float32)
     return public(name), [order + (name == "zeta"), array(draw, shape, "float32", low=0.5, high=20.0)]
 

@@ -125,11 +125,6 @@ def iota(draw: Draw, name: str) -> Case:
     return lambda: lax.broadcasted_iota(dtype, shape, axis), []
 
 
-@covers("copy_p")
-def copy(draw: Draw, name: str) -> Case:
-    return jnp.copy, [_operand(draw)]
-
-
 @covers("optimization_barrier")
 def barrier(draw: Draw, name: str) -> Case:
     return lambda *xs: lax.optimization_barrier(xs), [_operand(draw), _operand(draw)]
@@ -139,35 +134,6 @@ def barrier(draw: Draw, name: str) -> Case:
 def empty(draw: Draw, name: str) -> Case:
     function, shape = public("empty"), shape_of(draw)
     return lambda: function(shape, jnp.int32), []
-
-
-@covers("platform_index")
-def platform(draw: Draw, name: str) -> Case:
-    return lambda x: lax.platform_dependent(x, cpu=lax.neg, default=lax.abs), [array(draw, (3,), "float32")]
-
-
-@covers("composite")
-def composite(draw: Draw, name: str) -> Case:
-    square = public("composite")(lambda x: x * x + 1, "m2ml.square")
-    return square, [array(draw, (5,), "int32")]
-
-
-@covers("custom_vmap_call")
-def custom_vmap(draw: Draw, name: str) -> Case:
-    negated = jax.custom_batching.custom_vmap(lambda x: lax.neg(x))
-    negated.def_vmap(lambda size, batched, x: (lax.neg(x), batched[0]))
-    return lambda x: negated(x), [array(draw, (3, 2), "float32")]
-
-
-@covers("linear_call")
-def linear_call(draw: Draw, name: str) -> Case:
-    def times(r, x):
-        return r * x
-
-    return lambda r, x: jax.custom_derivatives.linear_call(times, times, r, x), [
-        array(draw, (4,), "float32", finite=True),
-        array(draw, (4,), "float32", finite=True),
-    ]
 
 
 @covers("pure_callback")
@@ -190,14 +156,6 @@ def debug_callback(draw: Draw, name: str) -> Case:
         return lax.neg(x)
 
     return shown, [array(draw, (2,), "float32")]
-
-
-@covers("remat_opt")
-def remat_opt(draw: Draw, name: str) -> Case:
-    """The forward pass of a custom_vjp whose residuals may be recomputed."""
-    double = jax.custom_vjp(lambda x: x * 2)
-    double.defvjp(lambda x: (x * 2, x), lambda x, g: (g * 2,), optimize_remat=True)
-    return lambda x: jax.grad(lambda x: double(x).sum())(x), [array(draw, (3,), "float32", finite=True)]
 
 
 @covers("zeros_like")

@@ -10,7 +10,7 @@ from primitive_properties import PROPERTIES, assert_properties
 
 from m2ml import compat
 from m2ml.control import CONTROL_FLOW
-from m2ml.equivalence.bounds import FACTOR, RUNS, SUMS, Perturbation, bound_of, error_scale, tiny, unit
+from m2ml.equivalence.bounds import FACTOR, RUNS, SUMS, Perturbation, bound_of, error_scale, terms, tiny, unit
 from m2ml.interpreter import Code, Equation, flatten
 from m2ml.plugins import registry
 
@@ -72,19 +72,22 @@ def expected_outputs(reference: Any, equation: Equation, inputs: Sequence[Array]
     return list(reference.apply(equation, [widen(x) for x in inputs]))
 
 
-def tolerances(reference: Any, equation: Equation, inputs: Sequence[Array], expected: list[Array]) -> list[Array | None]:
+def tolerances(
+    reference: Any, equation: Equation, inputs: Sequence[Array], expected: list[Array]
+) -> list[Array | None]:
     """Per output the distance allowed per element, or None where it must be exact.
 
     The error scale of a sum is what independent rounding errors add up to, so a single sum may be `FACTOR` times
-    that; every other scale is already a worst case. Rounding of the output itself is applied by `assert_agrees`.
+    that; every other scale is already a worst case. An engine may flush each term below the least normal number.
+    Rounding of the output itself is applied by `assert_agrees`.
     """
     wide = [widen(x) for x in inputs]
     if equation.name in CONTROL_FLOW:
         return measured(equation, wide, expected)
     scales = error_scale(equation, wide, expected, lambda *xs: reference.apply(equation, xs))
-    factor = FACTOR if equation.name in SUMS else 1.0
+    factor, lost = (FACTOR, terms(equation)) if equation.name in SUMS else (1.0, 1)
     return [
-        None if s is None else np.where(np.isfinite(s), factor * s, 0.0) + tiny(aval.dtype)
+        None if s is None else np.where(np.isfinite(s), factor * s, 0.0) + lost * tiny(aval.dtype)
         for s, aval in zip(scales, equation.outputs, strict=True)
     ]
 
@@ -139,5 +142,3 @@ def _report(what: str, got: Array, expected: Array, wrong: Array, margin: Array 
         f"{what}: {int(wrong.sum())} of {wrong.size} elements differ; at {index} got {got[index]!r}, "
         f"expected {expected[index]!r}{allowed}"
     )
-
-

@@ -52,7 +52,10 @@ def _eig(equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) 
     if equation.params["compute_right_eigenvectors"]:
         right = pairs.pop(0)
         found.append(("A V = V W", matrix @ right, right * values))
-    return [*found, *(("unit columns", np.linalg.norm(x, axis=-2), np.ones(x.shape[:-2] + x.shape[-1:])) for x in pairs)]
+    return [
+        *found,
+        *(("unit columns", np.linalg.norm(x, axis=-2), np.ones(x.shape[:-2] + x.shape[-1:])) for x in pairs),
+    ]
 
 
 def _svd(equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> list[Property]:

@@ -40,7 +40,10 @@ def call(layer, *inputs):
 
 #: Name -> cases of (constructor from rngs, inputs).
 LAYERS = {
-    "Linear": [(lambda r: nnx.Linear(4, 3, rngs=r), [values(5, 4)]), (lambda r: nnx.Linear(4, 3, use_bias=False, rngs=r), [values(4)])],
+    "Linear": [
+        (lambda r: nnx.Linear(4, 3, rngs=r), [values(5, 4)]),
+        (lambda r: nnx.Linear(4, 3, use_bias=False, rngs=r), [values(4)]),
+    ],
     "LinearGeneral": [(lambda r: nnx.LinearGeneral((2, 3), (4, 2), axis=(0, 2), rngs=r), [values(2, 5, 3)])],
     "Einsum": [(lambda r: nnx.Einsum("bik,kj->bij", (4, 3), (3,), rngs=r), [values(2, 5, 4)])],
     "Conv": [
@@ -71,7 +74,10 @@ LAYERS = {
     "LoRALinear": [(lambda r: nnx.LoRALinear(4, 3, lora_rank=2, rngs=r), [values(5, 4)])],
     "MultiHeadAttention": [
         (lambda r: nnx.MultiHeadAttention(2, 6, decode=False, rngs=r), [values(2, 4, 6)]),
-        (lambda r: nnx.MultiHeadAttention(2, 6, decode=False, rngs=r), [values(2, 4, 6), values(2, 3, 6), values(2, 3, 6)]),
+        (
+            lambda r: nnx.MultiHeadAttention(2, 6, decode=False, rngs=r),
+            [values(2, 4, 6), values(2, 3, 6), values(2, 3, 6)],
+        ),
     ],
     "LSTMCell": [(cell(nnx.LSTMCell), [values(2, 4)])],
     "OptimizedLSTMCell": [(cell(nnx.OptimizedLSTMCell), [values(2, 4)])],
@@ -91,11 +97,10 @@ def test_every_layer_has_a_case():
 
 
 def rebuilt(make, params, rest):
-    """The layer with these values, made anew so that its variables belong to the current trace."""
-    graph, shapes, others = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, ...)
-    nnx.replace_by_pure_dict(shapes, params)
-    nnx.replace_by_pure_dict(others, rest)
-    return nnx.merge(graph, shapes, others)
+    """The layer with these leaves, made anew so that its variables belong to the current trace."""
+    graph, *shapes = nnx.split(make(nnx.Rngs(0)), nnx.Param, ...)
+    pairs = zip(shapes, (params, rest), strict=True)
+    return nnx.merge(graph, *(jax.tree.unflatten(jax.tree.structure(state), leaves) for state, leaves in pairs))
 
 
 def run(make, inputs):
@@ -109,13 +114,15 @@ def run(make, inputs):
         parts = iter(moving), iter(fixed)
         layer = rebuilt(make, params, rest)
         outs = use(layer, *(next(parts[0] if f else parts[1]) for f in floating))
-        total = sum(jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)) for y in jax.tree.leaves(outs))
-        return total, (outs, nnx.to_pure_dict(nnx.state(layer)))
+        total = sum(
+            jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)) for y in jax.tree.leaves(outs)
+        )
+        return total, (outs, jax.tree.leaves(nnx.state(layer)))
 
     arguments = (
-        nnx.to_pure_dict(params),
+        jax.tree.leaves(params),
         [x for x, f in zip(inputs, floating, strict=True) if f],
-        nnx.to_pure_dict(rest),
+        jax.tree.leaves(rest),
         [x for x, f in zip(inputs, floating, strict=True) if not f],
     )
     both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
@@ -123,7 +130,8 @@ def run(make, inputs):
 
 
 @pytest.mark.parametrize(
-    ("name", "case"), [(name, case) for name in sorted(layers_of_flax() & set(LAYERS)) for case in range(len(LAYERS[name]))]
+    ("name", "case"),
+    [(name, case) for name in sorted(layers_of_flax() & set(LAYERS)) for case in range(len(LAYERS[name]))],
 )
 def test_forward_and_backward(name, case):
     run(*LAYERS[name][case])

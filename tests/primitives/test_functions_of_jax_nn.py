@@ -82,4 +82,6 @@ def test_initialisers(name):
     if name not in ("zeros", "ones"):
         function = function(*ARGUMENTS.get(name, ()))
     shape = (3, 3, 4, 4) if name == "delta_orthogonal" else (6, 5)
-    m2ml.compare(lambda seed: function(jax.random.key(seed), shape, jnp.float32), np.uint32(1), backends=BACKENDS).check()
+    m2ml.compare(
+        lambda seed: function(jax.random.key(seed), shape, jnp.float32), np.uint32(1), backends=BACKENDS
+    ).check()

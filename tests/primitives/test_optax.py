@@ -103,6 +103,12 @@ ARGUMENTS = {
     "positives": _LOGITS[::-1].copy(),
     "negatives": _LOGITS + np.float32(0.4),
 }
+_SEQUENCES = {
+    "logits": _rng.uniform(-2, 2, (2, 6, 4)).astype(np.float32),
+    "logit_paddings": np.array([[0.0] * 6, [0.0] * 4 + [1.0] * 2], np.float32),
+    "labels": np.array([[1, 2, 2], [3, 1, 0]]),
+    "label_paddings": np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]], np.float32),
+}
 SIGNS = np.where(_PROBABILITIES > 0.25, 1.0, -1.0).astype(np.float32)
 OWN = {
     "hinge_loss": {"targets": SIGNS},
@@ -114,15 +120,8 @@ OWN = {
     "softmax_cross_entropy_with_integer_labels": {"labels": _CLASSES},
     "ntxent": {"labels": np.array([0, 0, 1, 1, 2, 2])},
     "smooth_labels": {"alpha": 0.1},
-    **dict.fromkeys(
-        ("ctc_loss", "ctc_loss_with_forward_probs"),
-        {
-            "logits": _rng.uniform(-2, 2, (2, 6, 4)).astype(np.float32),
-            "logit_paddings": np.array([[0.0] * 6, [0.0] * 4 + [1.0] * 2], np.float32),
-            "labels": np.array([[1, 2, 2], [3, 1, 0]]),
-            "label_paddings": np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]], np.float32),
-        },
-    ),
+    "ctc_loss": _SEQUENCES,
+    "ctc_loss_with_forward_probs": _SEQUENCES,
 }
 LOSSES = sorted(n for n in dir(optax.losses) if inspect.isfunction(getattr(optax.losses, n)) and not n.startswith("_"))
 

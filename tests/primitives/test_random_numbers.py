@@ -42,7 +42,9 @@ SAMPLERS = {
     "bernoulli": lambda key, shape: jax.random.bernoulli(key, 0.3, shape),
     "rademacher": lambda key, shape: jax.random.rademacher(key, shape),
     "permutation": lambda key, shape: jax.random.permutation(key, max(len(shape), 1) * 37),
-    "permuted rows": lambda key, shape: jax.random.permutation(key, jnp.arange(24).reshape(8, 3), axis=1, independent=True),
+    "permuted rows": lambda key, shape: jax.random.permutation(
+        key, jnp.arange(24).reshape(8, 3), axis=1, independent=True
+    ),
     "choice": lambda key, shape: jax.random.choice(key, 50, shape, replace=True),
     "split": lambda key, shape: [jax.random.key_data(k) for k in jax.random.split(key, 3)],
     "fold_in": lambda key, shape: jax.random.key_data(jax.random.fold_in(key, 7)),

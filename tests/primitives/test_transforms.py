@@ -96,7 +96,12 @@ def transformed(x):
 
 
 def special(x):
-    return jnp.sum(jax.scipy.special.erf(x) + jax.scipy.special.erfc(x) * lax.bessel_i0e(x) + lax.erf_inv(x / 4) + jax.nn.softplus(x))
+    return jnp.sum(
+        jax.scipy.special.erf(x)
+        + jax.scipy.special.erfc(x) * lax.bessel_i0e(x)
+        + lax.erf_inv(x / 4)
+        + jax.nn.softplus(x)
+    )
 
 
 @jax.custom_jvp
@@ -208,3 +213,42 @@ def test_an_implicit_derivative():
         )
 
     agree(jax.value_and_grad(root), jnp.float32(3.0))
+
+
+# Calls that the interpreter removes -----------------------------------------------------------------
+
+
+@jax.custom_batching.custom_vmap
+def negated(x):
+    return -x
+
+
+@negated.def_vmap
+def _(size, batched, x):
+    return 2 * x, batched[0]
+
+
+def times(r, x):
+    return r * x
+
+
+CALLS = {
+    "composite": lax.composite(lambda x: x * x + 1, "m2ml.square"),
+    "copy": jnp.copy,
+    "custom_vmap": negated,
+    "vmap of custom_vmap": jax.vmap(negated),
+    "linear_call": lambda x: jax.custom_derivatives.linear_call(times, times, x + 1, x),
+    "named_call": jax.named_call(jnp.sin, name="wave"),
+    "platform_dependent": lambda x: lax.platform_dependent(x, cpu=lax.neg, default=lax.abs),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls(name):
+    agree(CALLS[name], values(3, 4))
+
+
+def test_a_custom_vjp_that_keeps_less():
+    double = jax.custom_vjp(lambda x: x * 2)
+    double.defvjp(lambda x: (x * 2, x), lambda x, g: (g * 2,), optimize_remat=True)
+    agree(jax.grad(lambda x: jnp.sum(double(x) * x)), values(4))
