@@ -21,11 +21,13 @@ _UNWATCHED_WIDTH = 140
 
 
 def make_console() -> Console:
-    """A console; its width is the terminal's, or fixed where there is none."""
+    """A console that prints text as it is; its width is the terminal's, or fixed where there is none."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_UNWATCHED_WIDTH)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = _UNWATCHED_WIDTH
+    return console
 
 
 @contextlib.contextmanager
@@ -79,7 +81,7 @@ def progress(console: Console) -> Iterator[Progress]:
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[said]}"),

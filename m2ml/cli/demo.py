@@ -35,7 +35,7 @@ def command(
     cnn_steps: Annotated[int, typer.Option(min=1, help="Training steps of the CNN.")] = 200,
     compared_steps: Annotated[
         int, typer.Option(min=1, help="Steps the reference makes, over which the loss curves are compared.")
-    ] = 40,
+    ] = 25,
     seed: Annotated[int, typer.Option(min=0, help="Decides initial weights and batches.")] = 0,
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the picture and the report.")] = Path(
         "runs/demo"
@@ -104,7 +104,5 @@ def _study(task: Task, names: Sequence[str], compared_steps: int, display: Progr
     if REFERENCE in study.sessions:
         losses = study.sessions[REFERENCE].losses
         bar = Bar(display, "rounding", RUNS * len(losses), task.unit, task.units_per_step)
-        study.agreement = measure(
-            task, losses, runs=RUNS, on_step=lambda: bar.advance(1, "what rounding alone does to the loss")
-        )
+        study.agreement = measure(task, losses, runs=RUNS, on_step=lambda: bar.advance(1, "what rounding does"))
     return study

@@ -80,7 +80,7 @@ def show(studies: Sequence[Study], console: Console) -> None:
     for study in studies:
         if "text" in study.result:
             console.print(f"\nThe GPT trained on {study.result['by']} writes:")
-            console.print(study.result["text"].strip(), markup=False)
+            console.print(study.result["text"].strip())
         elif study.result:
             images = len(study.task.data.test[1])
             share = f"{study.result['test_accuracy']:.1%}"

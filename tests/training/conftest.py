@@ -22,7 +22,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
-    path = tmp_path / "words.txt"
+    path = tmp_path / "words[b].txt"
     path.write_text(WORDS, encoding="utf-8")
     return path
 

@@ -224,6 +224,7 @@ def test_a_short_demo_trains_on_every_backend_and_compares_them(tmp_path, text_f
             assert row["within_bound"] is (None if name == "reference" else True)
             assert name in said
     assert len(report["models"][0]["result"]["text"]) == 240
+    assert said.count("on words[b].txt") == 2
     assert 0 <= report["models"][1]["result"]["test_accuracy"] <= 1
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert f"wrote {out / 'loss.png'} and {out / 'report.json'}" in said
