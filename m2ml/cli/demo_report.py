@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -89,32 +90,41 @@ def show(studies: Sequence[Study], console: Console) -> None:
 
 def _table(study: Study) -> Table:
     task, agreement = study.task, study.agreement
-    caption = None
+    table = Table(
+        title=title(task), title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     if agreement:
-        caption = f"compared: the losses of the first {agreement.steps} steps; bound: what rounding alone can do"
-    table = Table(title=title(task), title_justify="left", caption=caption, caption_justify="left")
-    for name in ("backend", "engine and device"):
-        table.add_column(name)
-    columns = ("steps", "steps/s", f"{task.unit}/s", "final loss", "largest difference", "of the bound", "within")
-    for name in columns:
-        table.add_column(name, justify="right")
+        table.caption = (
+            f"Compared are the losses of the first {agreement.steps} steps;"
+            " the bound is what rounding alone can do to them, with the share of it that the difference takes."
+        )
+    table.add_column("backend", no_wrap=True)
+    table.add_column("engine and\ndevice")
+    for name in (
+        "steps",
+        "steps/s",
+        f"{task.unit}/s",
+        "final\nloss",
+        "largest\ndifference",
+        "within\nbound",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, session in study.sessions.items():
         speed = session.speed.steps_per_second
         rates = (f"{speed:,.1f}", f"{speed * task.units_per_step:,.0f}") if speed else ("-", "-")
-        table.add_row(
-            name, device_of(name), str(session.step), *rates, f"{session.losses[-1]:.4f}", *_verdict(study, name)
-        )
+        row = (str(session.step), *rates, f"{session.losses[-1]:.4f}", *_verdict(study, name))
+        table.add_row(name, device_of(name), *row)
     for name, reason in study.failures.items():
         table.add_row(name, f"failed: {reason}")
     return table
 
 
-def _verdict(study: Study, name: str) -> tuple[str, str, str]:
+def _verdict(study: Study, name: str) -> tuple[str, str]:
     verdict = study.verdict(name)
     if verdict is None:
-        return "-", "-", "-"
+        return "-", "-"
     difference, share = verdict
-    return f"{difference:.2g}", f"{share:.0%}", "yes" if study.agrees(name) else "NO"
+    return f"{difference:.1e}", f"{'yes' if study.agrees(name) else 'NO'} ({share:.0%})"
 
 
 def write(studies: Sequence[Study], folder: Path, *, seconds: float) -> list[Path]:

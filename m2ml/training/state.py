@@ -34,8 +34,9 @@ class TrainState:
 class OptimizerConfig:
     """AdamW (Loshchilov and Hutter, arXiv:1711.05101) with linear warm-up and cosine decay over ``steps``.
 
-    The rate climbs to ``learning_rate`` in the first twentieth of the steps and falls to a tenth of it; weights decay
-    only in arrays of two or more axes; gradients are scaled down to a global norm of ``clip_norm``.
+    The rate climbs to ``learning_rate`` in the first twentieth of the steps (20 of them at least, half of a very short
+    run) and falls to a tenth of it; weights decay only in arrays of two or more axes; gradients are scaled down to a
+    global norm of ``clip_norm``.
     """
 
     steps: int
@@ -47,7 +48,7 @@ class OptimizerConfig:
         schedule = optax.warmup_cosine_decay_schedule(
             init_value=self.learning_rate / 10,
             peak_value=self.learning_rate,
-            warmup_steps=max(self.steps // 20, 1),
+            warmup_steps=max(min(max(self.steps // 20, 20), self.steps // 2), 1),
             decay_steps=max(self.steps, 2),
             end_value=self.learning_rate / 10,
         )
