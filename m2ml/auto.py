@@ -41,7 +41,7 @@ from m2ml.plugins import registry
 from m2ml.program import Program
 
 if TYPE_CHECKING:
-    from m2ml.jit import Staged
+    from m2ml.staged import Staged
 
 #: A candidate is timed for at most this many seconds and this many runs.
 SECONDS, RUNS = 1.0, 20
@@ -158,8 +158,9 @@ def _say(text: str) -> None:
 class Auto:
     """Runs calls of one jitted function on the backend measured to be fastest for their shapes."""
 
-    def __init__(self, staged: Staged) -> None:
+    def __init__(self, staged: Staged, caller: Callable[[str], Callable[..., Any]]) -> None:
         self.staged = staged
+        self._caller = caller
         self._chosen: dict[Any, str] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -171,6 +172,4 @@ class Auto:
         if key not in self._chosen:
             program = self.staged.trace(args, kwargs)
             self._chosen[key] = _choose(self.staged, program, args, kwargs).backend
-        name = self._chosen[key]
-        caller = self.staged.callers.get(name) or self.staged.caller(name)
-        return caller(*args, **kwargs)
+        return self._caller(self._chosen[key])(*args, **kwargs)

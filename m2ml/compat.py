@@ -10,7 +10,7 @@ import functools
 import os
 import site
 import sysconfig
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ def _definition(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
     def expand(*leaves: Any) -> Any:
         return jax.tree.leaves(primitive.expand(*jax.tree.unflatten(primitive.in_tree, leaves)))
 
-    avals = [v.aval for v in eqn.invars]
+    avals: list[Any] = [v.aval for v in eqn.invars]
     return jax.make_jaxpr(expand)(*(jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals))
 
 
@@ -260,10 +260,10 @@ def unbatched_while(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
     first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
 
     def loop(*args: Any) -> list[Any]:
-        def predicate(carry: Sequence[Any]) -> Any:
+        def predicate(carry: Iterable[Any]) -> Any:
             return condition(*args[:first], *carry)[0]
 
-        def step(carry: Sequence[Any]) -> list[Any]:
+        def step(carry: Iterable[Any]) -> list[Any]:
             going = predicate(carry)
             moved = body(*args[first:last], *carry)
             axes = tuple(range(going.ndim))
@@ -274,7 +274,8 @@ def unbatched_while(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
 
         return list(jax.lax.while_loop(lambda carry: jnp.any(predicate(carry)), step, list(args[last:])))
 
-    return jax.make_jaxpr(loop)(*(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars))
+    avals: list[Any] = [v.aval for v in eqn.invars]
+    return jax.make_jaxpr(loop)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
 
 
 def linear_solve_jaxpr(eqn: core.JaxprEqn) -> tuple[core.ClosedJaxpr, list[Any]]:

@@ -17,7 +17,7 @@ from m2ml.debug import debug_executable
 from m2ml.program import Program
 
 if TYPE_CHECKING:
-    from m2ml.jit import Staged
+    from m2ml.staged import Staged
 
 
 class _Inside(Exception):

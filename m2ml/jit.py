@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
 import jax
 
-from m2ml import arrays, compat, modules, selection
+from m2ml import arrays, modules, selection
+from m2ml.auto import Auto
 from m2ml.cost import Cost
 from m2ml.dispatch import Dispatch
 from m2ml.explain import Explanation, explain
 from m2ml.plugins import registry
 from m2ml.program import Program
+from m2ml.staged import Staged
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -93,65 +94,26 @@ def _names(names: str | Iterable[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-class Staged:
-    """What the bindings of one jitted function share: its ``jax.jit`` form and one caller per backend."""
+def _caller(staged: Staged, name: str) -> Callable[..., Any]:
+    """The function that runs calls of ``staged`` on backend ``name``, made once."""
+    if name not in staged.callers:
+        staged.callers[name] = _make_caller(staged, name)
+    return staged.callers[name]
 
-    def __init__(
-        self, fn: Callable[..., Any], static: tuple[str, ...], donate: tuple[str, ...], strict: bool, debug: bool
-    ) -> None:
-        self.fn, self.static, self.donate, self.strict, self.debug = fn, static, donate, strict, debug
-        self.name = getattr(fn, "__name__", type(fn).__name__)
-        self.jax_jit = jax.jit(modules.refuse_modules(fn), static_argnames=static, donate_argnames=donate)
-        self.signature = inspect.signature(fn) if static else None
-        self.callers: dict[str, Callable[..., Any]] = {}
-        self.bindings: dict[str, Jitted[..., Any]] = {}
 
-    def caller(self, name: str) -> Callable[..., Any]:
-        """The function that runs calls on backend ``name``."""
-        if name == "auto":
-            from m2ml.auto import Auto
-
-            caller: Callable[..., Any] = Auto(self)
-        else:
-            backend = registry.get(name)
-            native = getattr(backend, "jit", None)
-            caller = native(self.jax_jit) if native and not self.debug else Dispatch(self, backend)
-        self.callers[name] = caller
-        return caller
-
-    def split(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, tuple[tuple[str, Any], ...]]:
-        """Separate a call into its dynamic ``(args, kwargs)`` and its static values by name."""
-        if self.signature is None:
-            return (tuple(args), dict(kwargs)), ()
-        bound = self.signature.bind(*args, **kwargs)
-        static = tuple((n, bound.arguments[n]) for n in self.static if n in bound.arguments)
-        positional = list(self.signature.parameters)
-        dynamic = tuple(a for i, a in enumerate(args) if i >= len(positional) or positional[i] not in self.static)
-        return (dynamic, {k: v for k, v in kwargs.items() if k not in self.static}), static
-
-    def trace(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
-        """Trace a call; no array is read and no backend is started."""
-        dynamic, static = self.split(args, kwargs)
-        flat, in_tree = jax.tree_util.tree_flatten_with_path(dynamic)
-        avals = arrays.check_leaves(flat, self.name)
-        abstract_args, abstract_kwargs = jax.tree.unflatten(in_tree, avals)
-        abstract_args, abstract_kwargs = self._insert(dict(static), args, abstract_args), {**kwargs, **abstract_kwargs}
-        jaxpr, out_tree, donated = compat.trace(self.jax_jit, abstract_args, abstract_kwargs)
-        return Program(self.name, jaxpr, in_tree, out_tree, donated, self.strict)
-
-    def _insert(self, static: Mapping[str, Any], args: Sequence[Any], dynamic: Sequence[Any]) -> list[Any]:
-        """Positional arguments with the static ones back in their places."""
-        if self.signature is None:
-            return list(dynamic)
-        rest, names = iter(dynamic), [*self.signature.parameters, *[""] * len(args)]
-        return [value if name in static else next(rest) for value, name in zip(args, names, strict=False)]
+def _make_caller(staged: Staged, name: str) -> Callable[..., Any]:
+    if name == "auto":
+        return Auto(staged, functools.partial(_caller, staged))
+    backend = registry.get(name)
+    native = getattr(backend, "jit", None)
+    return native(staged.jax_jit) if native and not staged.debug else Dispatch(staged, backend)
 
 
 class Jitted(Generic[P, R]):
     """A function made by `jit`. Call it, or bind it to a backend with `on`."""
 
     def __init__(self, staged: Staged, backend: str | None) -> None:
-        self._staged = staged
+        self.staged = staged
         self._backend = backend
         self._callers = staged.callers
         functools.update_wrapper(self, staged.fn, updated=())
@@ -170,7 +132,7 @@ class Jitted(Generic[P, R]):
             if retry is None:
                 raise
             return retry(name)
-        self._staged.caller(name)
+        _caller(self.staged, name)
         return self(*args, **kwargs)
 
     def _retry(self, args: Any, kwargs: Any) -> Callable[[str], Any] | None:
@@ -185,11 +147,11 @@ class Jitted(Generic[P, R]):
         return None
 
     def _call_with_modules(self, args: Any, kwargs: Any) -> Any:
-        return modules.call(self._pure(), args, kwargs)
+        return modules.call(self._pure(), *self.staged.mark_static(args, kwargs, modules.Static))
 
     @functools.cached_property
     def _pure_staged(self) -> Staged:
-        s = self._staged
+        s = self.staged
         return Staged(modules.pure(s.fn), ("structure",), ("state",) if s.donate else (), s.strict, s.debug)
 
     def _pure(self) -> Jitted[..., Any]:
@@ -197,14 +159,14 @@ class Jitted(Generic[P, R]):
 
     def on(self, name: str) -> Jitted[P, R]:
         """The same function on backend ``name``; what is compiled is shared with every other binding."""
-        bindings = self._staged.bindings
+        bindings = self.staged.bindings
         if name not in bindings:
-            bindings[name] = Jitted(self._staged, selection.check_name(name))
+            bindings[name] = Jitted(self.staged, selection.check_name(name))
         return cast(Jitted[P, R], bindings[name])
 
     def program(self, *args: P.args, **kwargs: P.kwargs) -> Program:
         """The `Program` of a call with these arguments (arrays, or ``jax.ShapeDtypeStruct`` in their place)."""
-        return self._staged.trace(args, kwargs)
+        return self.staged.trace(args, kwargs)
 
     def cost(self, *args: P.args, **kwargs: P.kwargs) -> Cost:
         """Floating-point operations, bytes that must move, and the peak of live bytes of such a call."""
@@ -212,7 +174,7 @@ class Jitted(Generic[P, R]):
 
     def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
         """How such a call runs: backend, device, segments, equations that run elsewhere, and why."""
-        return explain(self._staged, self._backend or selection.current(), args, kwargs)
+        return explain(self.staged, self._backend or selection.current(), args, kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else functools.partial(self, instance)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -48,20 +49,21 @@ def refuse_modules(fn: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+@dataclass(frozen=True)
+class Static:
+    """A static argument on its way through a call with modules."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
 class _Structure:
-    """Hashable static part of a call: the modules' graph and the rest of the arguments' tree."""
+    """Hashable part of a call: the modules' graph, the tree of the arguments, and what stands where in it."""
 
-    def __init__(self, graphdef: Any, tree: Any, places: tuple[int, ...]) -> None:
-        self.graphdef, self.tree, self.places = graphdef, tree, places
-
-    def _key(self) -> Any:
-        return (self.graphdef, self.tree, self.places)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Structure) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
+    graphdef: Any
+    tree: Any
+    modules: tuple[int, ...]
+    constants: tuple[tuple[int, Any], ...]
 
 
 def pure(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,9 +72,9 @@ def pure(fn: Callable[..., Any]) -> Callable[..., Any]:
     def with_state(state: Any, rest: Any, structure: _Structure) -> Any:
         nnx = _nnx()
         modules = nnx.merge(structure.graphdef, state)
-        leaves = list(rest)
-        for place, module in zip(structure.places, modules, strict=True):
-            leaves.insert(place, module)
+        known = dict(structure.constants) | dict(zip(structure.modules, modules, strict=True))
+        dynamic = iter(rest)
+        leaves = [known[i] if i in known else next(dynamic) for i in range(structure.tree.num_leaves)]
         args, kwargs = jax.tree.unflatten(structure.tree, leaves)
         result = fn(*args, **kwargs)
         return nnx.state(modules), result
@@ -82,13 +84,17 @@ def pure(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def call(jitted: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Run a function made by `pure` and jitted, on the modules in ``args`` and ``kwargs``, and update them."""
+    """Run a function made by `pure` and jitted, on the modules in ``args`` and ``kwargs``, and update them.
+
+    Static arguments come wrapped in `Static`.
+    """
     nnx = _nnx()
-    leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=_is_module)
+    leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=lambda x: _is_module(x) or isinstance(x, Static))
     places = tuple(i for i, leaf in enumerate(leaves) if _is_module(leaf))
+    constants = tuple((i, leaf.value) for i, leaf in enumerate(leaves) if isinstance(leaf, Static))
     modules = [leaves[i] for i in places]
     graphdef, state = nnx.split(modules)
-    rest = [leaf for i, leaf in enumerate(leaves) if i not in places]
-    new_state, result = jitted(state, rest, structure=_Structure(graphdef, tree, places))
+    rest = [leaf for leaf in leaves if not _is_module(leaf) and not isinstance(leaf, Static)]
+    new_state, result = jitted(state, rest, structure=_Structure(graphdef, tree, places, constants))
     nnx.update(modules, new_state)
     return result

@@ -22,7 +22,7 @@ GROUP = "m2ml"
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
-#: ``register(name, factory, about=..., install=...)``: ``factory()`` imports the engine and gives the backend or raises.
+#: ``register(name, factory, about=..., install=...)``: ``factory()`` imports the engine and gives it or raises.
 Register = Callable[..., None]
 
 

@@ -7,9 +7,9 @@ os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["M2ML_CACHE"] = tempfile.mkdtemp(prefix="m2ml-tests-")
 
-import jax  # noqa: E402 - MLX and JAX read the environment when they start
-import pytest  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]

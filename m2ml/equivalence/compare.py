@@ -14,6 +14,7 @@ from m2ml.equivalence.bounds import RUNS, Bound, Perturbation, bound_of
 from m2ml.errors import Disagreement, M2mlError
 from m2ml.plugins import registry
 from m2ml.program import Program
+from m2ml.staged import Staged
 
 #: Perturbed runs behind a verdict that a backend disagrees: a tie passes for decided in one of 2^SECOND_LOOK cases.
 SECOND_LOOK = 16
@@ -140,18 +141,16 @@ def compare(fn: Callable[..., Any], *args: Any, backends: Iterable[str] | None =
     >>> m2ml.compare(lambda x: jnp.tanh(x) + 1, jnp.arange(3.0), backends=["cpu"]).ok
     True
     """
-    from m2ml.jit import Jitted, jit
-
-    jitted = fn if isinstance(fn, Jitted) else jit(fn)
-    program = jitted.program(*args, **kwargs)
-    host = [canonical(physical(x)) for x in program_leaves(jitted._staged, args, kwargs)]
+    staged: Staged = getattr(fn, "staged", None) or Staged(fn)
+    program = staged.trace(args, kwargs)
+    host = [canonical(physical(x)) for x in program_leaves(staged, args, kwargs)]
     names = [n for n in registry.available() if n != "reference"] if backends is None else list(backends)
     results = {name: _run_backend(name, program, host) for name in names}
     report = judge_all(program, results, measured_bounds(program, host))
     return report if report.ok else judge_all(program, results, measured_bounds(program, host, runs=SECOND_LOOK))
 
 
-def program_leaves(staged: Any, args: Sequence[Any], kwargs: Any) -> list[Any]:
+def program_leaves(staged: Staged, args: Sequence[Any], kwargs: Any) -> list[Any]:
     """The dynamic leaves of a call, in the order of its program's inputs, each with a dtype."""
     dynamic, _ = staged.split(args, kwargs)
     return [x if hasattr(x, "dtype") else np.asarray(x, arrays.aval_of(x).dtype) for x in jax.tree.leaves(dynamic)]

@@ -53,6 +53,7 @@ def _beta_exponent(a: Array, b: Array, x: Array) -> Array:
 
 #: The largest number that the usual formula of a function handles: its rounding is absolute in the result.
 _INTERMEDIATE: Mapping[str, Callable[..., Array]] = {
+    "cbrt": lambda x, y: np.abs(y) * np.maximum(np.abs(np.log(np.abs(x))) / 3, 1),  # exp(log x / 3) in older XLA
     "lgamma": lambda x, y: _lanczos(x),
     "digamma": lambda x, y: np.log(np.abs(x) + 7.5) + 1,
     "polygamma": lambda n, x, y: np.abs(y) * (_lanczos(n) + n * np.abs(np.log(x))),

@@ -149,6 +149,21 @@ def test_whole_modules_are_updated_in_place(backend):
     assert np.all(np.abs(second - first - 1) <= 4 * np.finfo(np.float32).eps)
 
 
+@pytest.mark.filterwarnings("ignore:'.value':DeprecationWarning")
+def test_modules_and_static_arguments_go_together(backend):
+    model = Counter(nnx.Rngs(0))
+
+    @m2ml.jit(static_argnames=("scale", "train"))
+    def fn(scale, m, x, *, train):
+        return m(x) * scale if train else x
+
+    x = np.ones((1, 2), np.float32)
+    trained = m2ml.get(fn.on(backend)(2, model, x, train=True))
+    assert trained.shape == (1, 2)
+    np.testing.assert_array_equal(m2ml.get(fn.on(backend)(2, model, x, train=False)), x)
+    assert int(m2ml.get(model.calls.value)) == 1
+
+
 def test_split_modules_are_plain_trees(backend):
     graph, state = nnx.split(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
     fn = m2ml.jit(lambda state, x: nnx.merge(graph, state)(x)).on(backend)

@@ -1,4 +1,4 @@
-"""Primitives that MLX has nothing for: each runs on the CPU through JAX, named in a warning, refused with ``strict``."""
+"""Primitives that MLX has nothing for: they run on the CPU through JAX, with a warning, and not with ``strict``."""
 
 from __future__ import annotations
 

@@ -130,8 +130,8 @@ def digamma(x: mx.array) -> mx.array:
 
 
 @functools.cache
-def _bessel_series(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Chebyshev series of exp(-x) I(x) (over x for order 1) on [0, 8], and of that times sqrt(x) over 8 / x beyond."""
+def _bessel_series(order: int) -> tuple[tuple[float, ...], ...]:
+    """Chebyshev series of exp(-x) I(x) on [0, 2] (over x for order 1) and [2, 8], and of it times sqrt(x) beyond."""
     angles = (np.arange(4096) + 0.5) * np.pi / 4096
 
     def scaled(x: Array) -> Array:
@@ -139,16 +139,11 @@ def _bessel_series(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         kernel = np.exp(x[:, None] * (np.cos(angles) - 1)) * np.cos(order * angles)
         return np.asarray(kernel.mean(axis=1), np.float64)
 
-    def near(y: Array) -> Array:
-        x = 4 * (y + 1)
-        return scaled(x) / x if order else scaled(x)
-
-    def far(y: Array) -> Array:
-        x = 16 / (y + 1)
-        return np.asarray(scaled(x) * np.sqrt(x))
-
     interpolate: Any = np.polynomial.chebyshev.chebinterpolate
-    return tuple(interpolate(near, 17).tolist()), tuple(interpolate(far, 7).tolist())
+    near = interpolate(lambda y: scaled(y + 1) / (y + 1) if order else scaled(y + 1), 12)
+    middle = interpolate(lambda y: scaled(3 * y + 5), 14)
+    far = interpolate(lambda y: scaled(16 / (y + 1)) * np.sqrt(16 / (y + 1)), 7)
+    return tuple(tuple(series.tolist()) for series in (near, middle, far))
 
 
 def _chebyshev(x: mx.array, coefficients: Sequence[float]) -> mx.array:
@@ -161,13 +156,14 @@ def _chebyshev(x: mx.array, coefficients: Sequence[float]) -> mx.array:
 
 def _bessel(order: int) -> Function:
     def function(x: mx.array) -> mx.array:
-        near, far = _bessel_series(order)
+        near, middle, far = _bessel_series(order)
         size = mx.abs(x)
-        inside = _chebyshev(mx.minimum(size, 8.0) / 4 - 1, near)
-        outside = _chebyshev(16 / mx.maximum(size, 8.0) - 1, far) / mx.sqrt(size)
-        if order:
-            return mx.where(size <= 8, x * inside, mx.sign(x) * outside)
-        return mx.where(size <= 8, inside, outside)
+        inner = _chebyshev(mx.minimum(size, 2.0) - 1, near)
+        inner = inner * size if order else inner
+        between = _chebyshev((mx.clip(size, 2.0, 8.0) - 5) / 3, middle)
+        outer = _chebyshev(16 / mx.maximum(size, 8.0) - 1, far) / mx.sqrt(size)
+        out = mx.where(size <= 2, inner, mx.where(size <= 8, between, outer))
+        return mx.where(x < 0, -out, out) if order else out
 
     return function
 
