@@ -135,8 +135,6 @@ ROUNDINGS = 8
 
 def terms_size(name, x):
     """The size of the terms whose difference a function is, where they cancel."""
-    if name == "bessel_i1e":
-        return np.where(np.abs(x) <= 8, np.abs(x) / 2, 0.0)  # a Chebyshev series whose terms are largest at 0
     if name not in ("lgamma", "digamma"):
         return 0.0
     size = np.abs(x) + 7.5
