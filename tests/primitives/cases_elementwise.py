@@ -53,7 +53,10 @@ def unary_float(draw: Draw, name: str) -> Case:
     low, high = DOMAINS.get(name) or ANGLES.get(name) or (None, None)
     if draw(st.booleans()) and name not in ANGLES and dtype != "complex64":
         low, high = None, None
-    return public(name), [array(draw, shapes(draw), dtype, low=low, high=high, finite=dtype == "complex64")]
+    x = array(draw, shapes(draw), dtype, low=low, high=high, finite=dtype == "complex64")
+    if name == "digamma":  # at its pole in 0 newer releases of JAX give -inf, older ones NaN
+        x = np.where(x == 0, np.ones_like(x), x)
+    return public(name), [x]
 
 
 @covers("ceil", "floor", "is_finite")

@@ -1,7 +1,6 @@
 """Cases of the primitives that make, move and join arrays."""
 
 import jax
-import jax.extend.core.primitives
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
@@ -156,10 +155,3 @@ def debug_callback(draw: Draw, name: str) -> Case:
         return lax.neg(x)
 
     return shown, [array(draw, (2,), "float32")]
-
-
-@covers("zeros_like")
-def zeros_like(draw: Draw, name: str) -> Case:
-    primitive = getattr(jax.extend.core.primitives, "zeros_like_p", None)
-    x = array(draw, (3, 2), "float32")
-    return (primitive.bind if primitive is not None else lax.neg), [x]

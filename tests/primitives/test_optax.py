@@ -18,7 +18,7 @@ BACKENDS = ("cpu", "mlx")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Specifying a key:UserWarning")
 
 #: What Optax says when an optimizer wants the value or the function too.
-MORE_WANTED = re.compile(r"missing .* argument|must be provided")
+MORE_WANTED = re.compile(r"missing .* argument|must be provided|need to pass the latest loss")
 PARAMS = {
     "w": np.random.default_rng(0).uniform(-1, 1, (4, 3)).astype(np.float32),
     "b": np.array([0.5, -0.25, 0.75], np.float32),

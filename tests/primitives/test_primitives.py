@@ -52,7 +52,7 @@ _PRIVATE = "no public function of JAX binds it"
 #: Primitives with a rule that no generator makes, each with its reason.
 NOT_GENERATED = {
     **dict.fromkeys(("eigh_jacobi", "geqp3", "geqrf", "symmetric_update"), _LOWERED),
-    **dict.fromkeys(("broadcast_to", "empty2", "expand_dims", "tie"), _PRIVATE),
+    **dict.fromkeys(("broadcast_to", "empty2", "expand_dims", "tie", "zeros_like"), _PRIVATE),
     **dict.fromkeys(("philox2x32", "philox4x32", "threefry4x32"), _PRIVATE),
     "select_and_scatter": "JAX makes it from no function; its sum, select_and_scatter_add, has a generator",
 }
