@@ -94,11 +94,15 @@ def to_native(leaf: Any, backend: Backend) -> Any:
 
 def from_native(array: Any, aval: Any) -> Any:
     """A native output as its program declares it: keys are wrapped, everything else is the array itself."""
-    return KeyArray(array, tuple(aval.shape), aval.dtype) if compat.is_key(aval.dtype) else array
+    if not compat.is_key(aval.dtype):
+        return array
+    if isinstance(array, jax.Array):
+        return jax.random.wrap_key_data(array, impl=compat.key_impl_name(aval.dtype))
+    return KeyArray(array, tuple(aval.shape), aval.dtype)
 
 
 def put(tree: Any, backend: str) -> Any:
-    """Move every array of ``tree`` to ``backend``. Typed random keys become `KeyArray`.
+    """Move every array of ``tree`` to ``backend``. Typed random keys become `KeyArray`, or stay JAX's own on XLA.
 
     >>> import m2ml, numpy as np
     >>> m2ml.put({"w": np.ones(2, "float32")}, "reference")["w"].dtype

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import sys
 import tempfile
 import time
@@ -22,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import platformdirs
 
 from m2ml import arrays
+from m2ml.cache import ENVIRONMENT, cache_folder
 from m2ml.equivalence.bounds import RUNS as PERTURBED
 from m2ml.equivalence.bounds import Bound
 from m2ml.equivalence.compare import (
@@ -65,11 +64,6 @@ class Choice:
         return timed | {name: f"passed over: {why}" for name, why in self.rejected.items()}
 
 
-def cache_folder() -> Path:
-    """Where choices are kept: ``$M2ML_CACHE`` or the user's cache folder."""
-    return Path(os.environ.get("M2ML_CACHE") or platformdirs.user_cache_dir("m2ml")) / "auto"
-
-
 def _key(program: Program) -> str:
     devices = {name: [d.name for d in b.devices()] for name, b in sorted(registry.available().items())}
     return hashlib.sha256(json.dumps([program.fingerprint, devices], sort_keys=True).encode()).hexdigest()
@@ -84,10 +78,14 @@ def _remembered(path: Path) -> Choice | None:
 
 
 def _remember(path: Path, choice: Choice) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(asdict(choice), file)
-    Path(file.name).replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(asdict(choice), file)
+        Path(file.name).replace(path)
+    except OSError as error:
+        said = f"m2ml auto cannot remember its choice in {path.parent} ({error.strerror}); set {ENVIRONMENT}"
+        warnings.warn(said, RuntimeWarning, stacklevel=2)
 
 
 def _time(fn: Callable[[], Any]) -> float:
@@ -141,7 +139,7 @@ def choice_for(staged: Staged, program: Program, args: Any, kwargs: Any) -> tupl
 
 
 def _choose(staged: Staged, program: Program, args: Any, kwargs: Any) -> Choice:
-    path = cache_folder() / f"{_key(program)}.json"
+    path = cache_folder() / "auto" / f"{_key(program)}.json"
     choice = _remembered(path)
     if choice is None:
         host = [canonical(physical(leaf)) for leaf in program_leaves(staged, args, kwargs)]

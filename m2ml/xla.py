@@ -60,7 +60,7 @@ class XlaBackend:
         return list(self.place(self._apply)(equation, *arrays))
 
     def from_host(self, array: np.ndarray[Any, Any]) -> Any:
-        return jax.device_put(array, self.device)
+        return jax.device_put(array) if self._is_default else jax.device_put(array, self.device)
 
     def to_host(self, array: Any) -> np.ndarray[Any, Any]:
         return np.asarray(array)

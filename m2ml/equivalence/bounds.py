@@ -162,7 +162,8 @@ class Perturbation:
         return [y if s is None else self._move(y, s) for y, s in zip(outputs, scales, strict=True)]
 
     def _move(self, output: Array, scale: Array) -> Array:
-        direction = self.generator.uniform(0.5, 1.0, output.shape) * self.generator.choice((-1.0, 1.0), output.shape)
+        draw = self.generator.uniform(-1.0, 1.0, output.shape)
+        direction = 0.5 * draw + np.copysign(0.5, draw)
         with np.errstate(all="ignore"):
             moved = output + direction * scale
         return np.asarray(np.where(np.isfinite(output), moved, output))

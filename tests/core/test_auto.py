@@ -81,3 +81,13 @@ def test_auto_inside_another_program_and_with_keys():
     assert float(outer(jax.random.key(0), 2.0)) == 1.0
     expected = 2 + jax.random.uniform(jax.random.key(0))
     assert float(m2ml.get(inner(jax.random.key(0), 2.0))) == float(expected)
+
+
+def test_a_folder_that_cannot_be_written_costs_the_memory_not_the_call(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    monkeypatch.setenv("M2ML_CACHE", str(blocked))
+    with pytest.warns(
+        RuntimeWarning, match=r"cannot remember its choice in .*\(Not a directory\); set M2ML_CACHE"
+    ):
+        assert m2ml.get(m2ml.jit(fn, backend="auto")(X)).shape == (4, 4)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from training_tasks import stripes
 
+from m2ml.cache import cache_folder
 from m2ml.data import DataError, Images, Text, draws, load_images, load_text, read_images, read_text
 from m2ml.data import fetch as fetching
 from m2ml.data.errors import RegistryError
-from m2ml.data.fetch import Package, cache_folder, fetch
+from m2ml.data.fetch import Package, fetch
 from m2ml.data.text import SHAKESPEARE
 
 # Fetching --------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class MlxBackend:
         if convert.on_gpu():
             info = mx.device_info()
             return (Device("gpu", f"{info['device_name']} (MLX)", int(info["memory_size"])),)
-        return (Device("cpu", f"{platform.processor() or platform.machine()} (MLX)"),)
+        return (Device("cpu", f"{platform.machine()} (MLX {mx.__version__})"),)
 
     def compile(self, program: Program) -> Executable:
         self._check_dtypes(program.code)

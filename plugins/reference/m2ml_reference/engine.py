@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from m2ml.backend import Executable
+from m2ml.backend import Device, Executable
 from m2ml.control import CONTROL_FLOW
 from m2ml.interpreted import InterpreterBackend
 from m2ml.interpreter import Code, Equation, Rule, evaluate
@@ -56,6 +56,9 @@ class ReferenceBackend(InterpreterBackend):
         self.perturb = perturb
         bodies = {name: partial(rule, self.run) for name, rule in BODY_RULES.items()}
         self.rules: Mapping[str, Rule] = {**rules, **bodies}
+
+    def devices(self) -> tuple[Device, ...]:
+        return (Device("cpu", "NumPy float64"),)
 
     def compile(self, program: Program) -> Executable:
         """Arrays of the declared dtypes in and out; the run between them is wide."""
