@@ -275,6 +275,9 @@ def reduce_precision(equation: Equation, x: Array) -> Array:
     source = ml_dtypes.finfo(equation.dtype)
     mantissa_bits = min(equation.params["mantissa_bits"], int(source.nmant))
     y = round_to_format(x, mantissa_bits, int(source.minexp))
+    if mantissa_bits == 0:  # halfway, the last bit kept is that of the exponent, whose bias is odd
+        fraction, exponent = np.frexp(x)
+        y = np.where((np.abs(fraction) == 0.75) & (exponent % 2 == 0), np.copysign(2.0 ** (exponent - 1), x), y)
     if bias < int(source.maxexp) - 1:
         y = np.where(np.abs(y) < 2.0 ** (1 - bias), np.copysign(0, y), y)
         y = np.where(np.abs(y) >= 2.0 ** (bias + 1), np.copysign(np.inf, y), y)
