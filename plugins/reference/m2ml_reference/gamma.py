@@ -14,7 +14,7 @@ import scipy.special
 from m2ml.errors import ExecutionError
 from m2ml.interpreter import Equation
 from m2ml_reference.random import threefry
-from m2ml_reference.values import Array, rules
+from m2ml_reference.values import Array, round_to_dtype, rules
 
 
 def _encrypt(keys: Array, count: int) -> Array:
@@ -41,8 +41,9 @@ def _uniform(keys: Array, dtype: np.dtype) -> Array:
 
 
 def _normal(keys: Array, dtype: np.dtype) -> Array:
+    """Of a uniform number of (-1, 1) as the dtype holds it: rounding it decides the digits far out and near 0."""
     low = float(np.nextafter(np.asarray(-1, dtype), np.asarray(0, dtype)))
-    u = np.maximum(low, _uniform(keys, dtype) * (1 - low) + low)
+    u = np.maximum(low, round_to_dtype(_uniform(keys, dtype) * 2 + low, dtype))
     return np.asarray(np.sqrt(2) * scipy.special.erfinv(u))
 
 
