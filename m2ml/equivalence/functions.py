@@ -26,9 +26,6 @@ ARGUMENT_UNITS = 2.0
 #: The least relative step that float64 resolves well in a difference.
 _LEAST_STEP = 2.0**-26
 
-#: Chebyshev series are summed at ``x / 2 - 2``, which rounds an argument near 0 as if it were 4.
-_SHIFTED = {"bessel_i0e": 4.0, "bessel_i1e": 4.0}
-
 
 def _lanczos(x: Array) -> Array:
     """lgamma by Lanczos' formula adds numbers as large as ``t log t`` for ``t = |x| + 7.5``."""
@@ -51,8 +48,34 @@ def _beta_exponent(a: Array, b: Array, x: Array) -> Array:
     return np.asarray(a * np.abs(np.log(x)) + b * np.abs(np.log1p(-x)) + _lanczos(a) + _lanczos(b) + _lanczos(a + b))
 
 
+def _gamma_sample(a: Array, y: Array) -> Array:
+    """A sample is ``d (1 + c x)^3`` of a normal ``x``, which moves with its uniform number as ``exp(x^2 / 2)``.
+
+    Below ``a = 1`` it is also multiplied by the exponential of a logarithm; how much of ``y`` that is, is not known.
+    """
+    d = np.where(a < 1, a + 1, a) - 1 / 3
+    c, root = 1 / (3 * np.sqrt(d)), np.cbrt(y / d)
+    x = (root - 1) / c
+    normal = np.abs(x) + np.sqrt(np.pi / 2) * np.exp(x * x / 2)
+    return np.asarray(np.abs(y) * (1 + np.abs(np.log(y)) + 3 * c / root * normal))
+
+
+def _chebyshev(x: Array, y: Array, at_zero: Array | float) -> Array:
+    """Below 8 a Chebyshev series whose coefficients alternate: their sizes add up to the value of the series at 0."""
+    return np.asarray(np.where(np.abs(x) <= 8, at_zero, np.abs(y)))
+
+
+def _exponentials(x: Array, y: Array) -> Array:
+    """Of complex numbers the hyperbolic sine is the difference of two exponentials."""
+    return np.cosh(x.real) if np.iscomplexobj(x) else np.abs(y)
+
+
 #: The largest number that the usual formula of a function handles: its rounding is absolute in the result.
 _INTERMEDIATE: Mapping[str, Callable[..., Array]] = {
+    "bessel_i0e": lambda x, y: _chebyshev(x, y, 1.0),
+    "bessel_i1e": lambda x, y: _chebyshev(x, y, np.abs(x) / 2),
+    "sinh": _exponentials,
+    "random_gamma": lambda key, a, y: _gamma_sample(a, y),
     "cbrt": lambda x, y: np.abs(y) * np.maximum(np.abs(np.log(np.abs(x))) / 3, 1),  # exp(log x / 3) in older XLA
     "lgamma": lambda x, y: _lanczos(x),
     "digamma": lambda x, y: np.log(np.abs(x) + 7.5) + 1,
@@ -85,7 +108,7 @@ def _sensitivity(
     for i, x in enumerate(inputs):
         if x.dtype.kind not in "fc":
             continue
-        size = np.maximum(np.abs(x), _SHIFTED.get(equation.name, 0.0))
+        size = np.abs(x)
         directions = (step, -step, 1j * step, -1j * step) if x.dtype.kind == "c" else (step, -step)
         moved = [rule(*inputs[:i], x + d * size, *inputs[i + 1 :]) for d in directions]
         total += np.max([_finite(np.abs(y - output)) for y in moved], axis=0) * (u / step)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 from jax import lax
 from primitive_cases import Case, covers, public
-from primitive_values import COMPLEX, FLOATS, INTEGERS, Draw, array, one_of
+from primitive_values import COMPLEX, FLOATS, INTEGERS, Draw, array, dtype_among, one_of
 
 LENGTHS = (0, 1, 2, 3, 7)
 
@@ -12,7 +12,7 @@ LENGTHS = (0, 1, 2, 3, 7)
 @covers("dot_general")
 def dot_general(draw: Draw, name: str) -> Case:
     """Any number of batch, contracted and free axes, in any order on both sides."""
-    dtype = one_of(draw, *FLOATS, *INTEGERS, *COMPLEX, "bool")
+    dtype = dtype_among(draw, *FLOATS, *INTEGERS, *COMPLEX, "bool")
     batch = [one_of(draw, *LENGTHS) for _ in range(draw(st.integers(0, 2)))]
     inner = [one_of(draw, *LENGTHS) for _ in range(draw(st.integers(0, 2)))]
     sides = []
@@ -60,7 +60,7 @@ def convolution(draw: Draw, name: str) -> Case:
     numbers = lax.ConvDimensionNumbers(*(tuple(order) for order in orders))
     left = _placed([batch, inputs, *spatial], orders[0])
     right = _placed([outputs, inputs // feature_groups, *kernel], orders[1])
-    dtype = one_of(draw, *FLOATS, "int32", "int8", *COMPLEX)
+    dtype = dtype_among(draw, *FLOATS, "int32", "int8", *COMPLEX)
 
     def convolve(x, w):
         return lax.conv_general_dilated(

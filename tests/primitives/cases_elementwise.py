@@ -18,6 +18,7 @@ from primitive_values import (
     UNSIGNED,
     Draw,
     array,
+    dtype_among,
     one_of,
     shapes,
 )
@@ -49,7 +50,7 @@ UNARY_COMPLEX = frozenset("cos cosh exp expm1 log log1p logistic rsqrt sin sinh 
 
 @covers(*UNARY_FLOAT.split())
 def unary_float(draw: Draw, name: str) -> Case:
-    dtype = one_of(draw, *FLOATS, *(COMPLEX if name in UNARY_COMPLEX else ()))
+    dtype = dtype_among(draw, *FLOATS, *(COMPLEX if name in UNARY_COMPLEX else ()))
     low, high = DOMAINS.get(name) or ANGLES.get(name) or (None, None)
     if draw(st.booleans()) and name not in ANGLES and dtype != "complex64":
         low, high = None, None
@@ -61,13 +62,13 @@ def unary_float(draw: Draw, name: str) -> Case:
 
 @covers("ceil", "floor", "is_finite")
 def unary_exact(draw: Draw, name: str) -> Case:
-    return public(name), [array(draw, shapes(draw), one_of(draw, *FLOATS))]
+    return public(name), [array(draw, shapes(draw), dtype_among(draw, *FLOATS))]
 
 
 @covers("round")
 def rounding(draw: Draw, name: str) -> Case:
     method = one_of(draw, lax.RoundingMethod.AWAY_FROM_ZERO, lax.RoundingMethod.TO_NEAREST_EVEN)
-    x = array(draw, shapes(draw), one_of(draw, *FLOATS))
+    x = array(draw, shapes(draw), dtype_among(draw, *FLOATS))
     halves = np.where(np.isfinite(x), np.rint(x.astype(np.float64)) + 0.5, x).astype(x.dtype)
     return lambda x: lax.round(x, method), [halves if draw(st.booleans()) else x]
 
@@ -75,14 +76,14 @@ def rounding(draw: Draw, name: str) -> Case:
 @covers("neg", "sign", "abs", "square")
 def unary_number(draw: Draw, name: str) -> Case:
     unsigned = UNSIGNED if name != "abs" else ()
-    dtype = one_of(draw, *FLOATS, *SIGNED, *unsigned, *COMPLEX)
+    dtype = dtype_among(draw, *FLOATS, *SIGNED, *unsigned, *COMPLEX)
     return public(name), [array(draw, shapes(draw), dtype, finite=dtype == "complex64")]
 
 
 @covers("not", "population_count", "clz")
 def unary_bits(draw: Draw, name: str) -> Case:
     function = public({"not": "bitwise_not"}.get(name, name))
-    return function, [array(draw, shapes(draw), one_of(draw, *INTEGERS, *(("bool",) if name == "not" else ())))]
+    return function, [array(draw, shapes(draw), dtype_among(draw, *INTEGERS, *(("bool",) if name == "not" else ())))]
 
 
 @covers("real", "imag", "conj")
@@ -99,7 +100,7 @@ def make_complex(draw: Draw, name: str) -> Case:
 @covers("integer_pow")
 def integer_pow(draw: Draw, name: str) -> Case:
     exponent = draw(st.integers(-4, 8))
-    dtype = one_of(draw, *FLOATS, *COMPLEX, *(SIGNED + UNSIGNED if exponent >= 0 else ()))
+    dtype = dtype_among(draw, *FLOATS, *COMPLEX, *(SIGNED + UNSIGNED if exponent >= 0 else ()))
     x = array(draw, shapes(draw), dtype, finite=dtype == "complex64")
     return lambda x: lax.integer_pow(x, exponent), [x]
 
@@ -111,14 +112,14 @@ def _two(draw: Draw, dtype: str, **domain) -> list[np.ndarray]:
 
 @covers("add", "sub", "mul", "div")
 def arithmetic(draw: Draw, name: str) -> Case:
-    dtype = one_of(draw, *NUMBERS)
+    dtype = dtype_among(draw, *NUMBERS)
     return public(name), _two(draw, dtype, finite=dtype == "complex64")
 
 
 @covers("add_any")
 def add_any(draw: Draw, name: str) -> Case:
     """The sum of cotangents: what reverse mode makes of a value used twice."""
-    x, y = _two(draw, one_of(draw, *FLOATS))
+    x, y = _two(draw, dtype_among(draw, *FLOATS))
 
     def pull(x, y):
         return jax.linear_transpose(lambda v: (v, lax.neg(v)), x)((x, y))
@@ -128,18 +129,18 @@ def add_any(draw: Draw, name: str) -> Case:
 
 @covers("max", "min")
 def extremes(draw: Draw, name: str) -> Case:
-    return public(name), _two(draw, one_of(draw, *EVERY))
+    return public(name), _two(draw, dtype_among(draw, *EVERY))
 
 
 @covers("rem", "nextafter", "atan2")
 def binary_real(draw: Draw, name: str) -> Case:
     dtypes = {"rem": REAL, "nextafter": ("float32", "bfloat16", "float16")}.get(name, FLOATS)
-    return public(name), _two(draw, one_of(draw, *dtypes))
+    return public(name), _two(draw, dtype_among(draw, *dtypes))
 
 
 @covers("pow")
 def power(draw: Draw, name: str) -> Case:
-    dtype = one_of(draw, *FLOATS)
+    dtype = dtype_among(draw, *FLOATS)
     if draw(st.booleans()):
         shape = shapes(draw)
         exponents = array(draw, shape, "int32", low=-5, high=5)
@@ -151,26 +152,26 @@ def power(draw: Draw, name: str) -> Case:
 def bits(draw: Draw, name: str) -> Case:
     function = public({"and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor"}.get(name, name))
     dtypes = INTEGERS + (("bool",) if name in ("and", "or", "xor") else ())
-    return function, _two(draw, one_of(draw, *dtypes))
+    return function, _two(draw, dtype_among(draw, *dtypes))
 
 
 @covers("eq", "ne", "ge", "gt", "le", "lt")
 def comparisons(draw: Draw, name: str) -> Case:
-    dtype = one_of(draw, *EVERY) if name in ("eq", "ne") else one_of(draw, *REAL, "bool")
+    dtype = dtype_among(draw, *EVERY) if name in ("eq", "ne") else dtype_among(draw, *REAL, "bool")
     x, y = _two(draw, dtype)
     return public(name), [x, np.where(np.arange(x.size).reshape(x.shape) % 3 == 0, x, y)]
 
 
 @covers("clamp")
 def clamp(draw: Draw, name: str) -> Case:
-    shape, dtype = shapes(draw), one_of(draw, *REAL)
+    shape, dtype = shapes(draw), dtype_among(draw, *REAL)
     ends = shape if draw(st.booleans()) else ()
     return lax.clamp, [array(draw, s, dtype) for s in (ends, shape, ends)]
 
 
 @covers("select_n")
 def select_n(draw: Draw, name: str) -> Case:
-    shape, dtype, count = shapes(draw), one_of(draw, *EVERY), draw(st.integers(1, 4))
+    shape, dtype, count = shapes(draw), dtype_among(draw, *EVERY), draw(st.integers(1, 4))
     kind = one_of(draw, "bool", "int32") if count == 2 else "int32"
     which = array(draw, shape, kind, low=0, high=count - 1) if kind == "int32" else array(draw, shape, "bool")
     which = which if draw(st.booleans()) or not which.size else which.reshape(-1)[0].reshape(())
@@ -179,7 +180,7 @@ def select_n(draw: Draw, name: str) -> Case:
 
 @covers("convert_element_type")
 def convert(draw: Draw, name: str) -> Case:
-    source, target = one_of(draw, *EVERY), one_of(draw, *EVERY)
+    source, target = dtype_among(draw, *EVERY), dtype_among(draw, *EVERY)
     target = "int32" if target == source else target
     if source == "complex64" and target != "bool":
         return lambda x: jax.lax.convert_element_type(lax.real(x), target), [array(draw, shapes(draw), source)]
@@ -199,7 +200,7 @@ def bitcast(draw: Draw, name: str) -> Case:
 @covers("reduce_precision")
 def reduce_precision(draw: Draw, name: str) -> Case:
     exponent, mantissa = draw(st.integers(1, 9)), draw(st.integers(0, 24))
-    x = array(draw, shapes(draw), one_of(draw, *FLOATS))
+    x = array(draw, shapes(draw), dtype_among(draw, *FLOATS))
     return lambda x: lax.reduce_precision(x, exponent, mantissa), [x]
 
 
@@ -228,19 +229,19 @@ def polygamma(draw: Draw, name: str) -> Case:
 
 @covers("polynomial")
 def polynomial(draw: Draw, name: str) -> Case:
-    function, shape, dtype = public("polynomial"), shapes(draw), one_of(draw, *FLOATS)
+    function, shape, dtype = public("polynomial"), shapes(draw), dtype_among(draw, *FLOATS)
     coefficients = [array(draw, (), dtype, finite=True, scales=(1.0,)) for _ in range(draw(st.integers(1, 5)))]
     return lambda x, *a: function(x, a), [array(draw, shape, dtype, finite=True, scales=(1.0,)), *coefficients]
 
 
 @covers("one_minus_square")
 def one_minus_square(draw: Draw, name: str) -> Case:
-    return public("one_minus_square"), [array(draw, shapes(draw), one_of(draw, *FLOATS))]
+    return public("one_minus_square"), [array(draw, shapes(draw), dtype_among(draw, *FLOATS))]
 
 
 @covers("eq_to", "le_to", "lt_to")
 def total_order(draw: Draw, name: str) -> Case:
     """Comparisons in which NaN equals itself and -0 comes before 0; sort uses them."""
     primitive = getattr(jax.extend.core.primitives, f"{name}_p")
-    x, y = _two(draw, one_of(draw, *FLOATS, *INTEGERS))
+    x, y = _two(draw, dtype_among(draw, *FLOATS, *INTEGERS))
     return primitive.bind, [x, np.where(np.arange(x.size).reshape(x.shape) % 3 == 0, x, y)]

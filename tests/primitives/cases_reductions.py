@@ -6,13 +6,20 @@ import numpy as np
 from hypothesis import strategies as st
 from jax import lax
 from primitive_cases import Case, covers, public
-from primitive_values import COMPLEX, FLOATS, INTEGERS, REAL, Draw, array, dtype_of, one_of, shape_of
+from primitive_values import COMPLEX, FLOATS, INTEGERS, REAL, Draw, array, dtype_among, dtype_of, one_of, shape_of
 
 Shape = tuple[int, ...]
 
 
 def _axes(draw: Draw, rank: int) -> tuple[int, ...]:
     return tuple(draw(st.lists(st.integers(0, rank - 1), unique=True, min_size=1)))
+
+
+def _terms(name: str) -> dict:
+    """Sums and products that stay within every float dtype in any order, unless a term is infinite."""
+    if name.endswith("prod"):
+        return {"extreme": False, "scales": (1.0,), "low": None, "high": None}
+    return {"extreme": not name.endswith("sum"), "scales": (1.0, 1e-3, 20.0)}
 
 
 def reducer(name: str):
@@ -33,8 +40,9 @@ def reducer(name: str):
 @covers("reduce_sum", "reduce_prod", "reduce_max", "reduce_min")
 def reduce_numbers(draw: Draw, name: str) -> Case:
     ordered = name in ("reduce_max", "reduce_min")
-    dtype = one_of(draw, *REAL, *(() if ordered else COMPLEX))
-    x = array(draw, shape_of(draw, 1), dtype, finite=dtype == "complex64" or (not ordered and draw(st.booleans())))
+    dtype = dtype_among(draw, *REAL, *(() if ordered else COMPLEX))
+    finite = dtype == "complex64" or (not ordered and draw(st.booleans()))
+    x = array(draw, shape_of(draw, 1), dtype, finite=finite, **_terms(name))
     axes = _axes(draw, x.ndim)
     axes = tuple(d for d in axes if x.shape[d]) if ordered and not hasattr(lax, name) else axes
     return lambda x: reducer(name)(x, axes), [x if axes else np.ones((3,), x.dtype)]
@@ -43,7 +51,7 @@ def reduce_numbers(draw: Draw, name: str) -> Case:
 @covers("reduce_and", "reduce_or", "reduce_xor")
 def reduce_bits(draw: Draw, name: str) -> Case:
     dtypes = ("bool",) if not hasattr(lax, name) else ("bool", *INTEGERS)
-    x = array(draw, shape_of(draw, 1), one_of(draw, *dtypes))
+    x = array(draw, shape_of(draw, 1), dtype_among(draw, *dtypes))
     axes = _axes(draw, x.ndim)
     return lambda x: reducer(name)(x, axes), [x]
 
@@ -75,14 +83,15 @@ def reduce_any(draw: Draw, name: str) -> Case:
 @covers("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 def cumulative(draw: Draw, name: str) -> Case:
     dtypes = FLOATS if name == "cumlogsumexp" else REAL
-    x = array(draw, shape_of(draw, 1), one_of(draw, *dtypes), finite=name != "cumlogsumexp" and draw(st.booleans()))
+    finite = name != "cumlogsumexp" and draw(st.booleans())
+    x = array(draw, shape_of(draw, 1), dtype_among(draw, *dtypes), finite=finite, **_terms(name))
     axis, reverse = draw(st.integers(0, x.ndim - 1)), draw(st.booleans())
     return lambda x: public(name)(x, axis=axis, reverse=reverse), [x]
 
 
 @covers("argmax", "argmin")
 def arg_extreme(draw: Draw, name: str) -> Case:
-    x = array(draw, shape_of(draw, 1, sizes=(1, 2, 3, 7)), one_of(draw, *REAL, "bool"))
+    x = array(draw, shape_of(draw, 1, sizes=(1, 2, 3, 7)), dtype_among(draw, *REAL, "bool"))
     axis, index = draw(st.integers(0, x.ndim - 1)), one_of(draw, np.int32, np.uint32, np.int8)
     return lambda x: public(name)(x, axis, index), [x]
 
@@ -91,7 +100,7 @@ def arg_extreme(draw: Draw, name: str) -> Case:
 def sort(draw: Draw, name: str) -> Case:
     shape, count = shape_of(draw, 1), draw(st.integers(1, 3))
     keys = draw(st.integers(1, count))
-    arrays = [array(draw, shape, one_of(draw, *REAL, "bool"), scales=(1.0, 1e-3)) for _ in range(count)]
+    arrays = [array(draw, shape, dtype_among(draw, *REAL, "bool"), scales=(1.0, 1e-3)) for _ in range(count)]
     axis = draw(st.integers(0, len(shape) - 1))
     arrays = [np.round(x) if x.dtype == np.float32 else x for x in arrays]
     return lambda *xs: lax.sort(xs, dimension=axis, num_keys=keys, is_stable=True), arrays
@@ -99,7 +108,7 @@ def sort(draw: Draw, name: str) -> Case:
 
 @covers("top_k")
 def top_k(draw: Draw, name: str) -> Case:
-    x = array(draw, shape_of(draw, 1, sizes=(1, 2, 5, 7)), one_of(draw, *REAL))
+    x = array(draw, shape_of(draw, 1, sizes=(1, 2, 5, 7)), dtype_among(draw, *REAL))
     k = draw(st.integers(0, x.shape[-1]))
     return lambda x: lax.top_k(x, k), [x]
 
@@ -128,7 +137,7 @@ def windows(draw: Draw, rank: int, *, dilated: bool = True) -> tuple[Shape, Shap
 @covers("reduce_window_sum", "reduce_window_max", "reduce_window_min")
 def reduce_window_named(draw: Draw, name: str) -> Case:
     kind = name.removeprefix("reduce_window_")
-    dtype = one_of(draw, *REAL, *(COMPLEX if kind == "sum" else ()))
+    dtype = dtype_among(draw, *REAL, *(COMPLEX if kind == "sum" else ()))
     x = array(draw, shape_of(draw, 1, 4, (0, 1, 3, 5)), dtype, finite=kind == "sum" and draw(st.booleans()))
     x = x if dtype != "complex64" else array(draw, x.shape, dtype, finite=True)
     floating = dtype in FLOATS
@@ -155,7 +164,7 @@ def pooling_gradient(draw: Draw, name: str) -> Case:
     x = np.random.default_rng(draw(st.integers(0, 99))).permuted(np.arange(np.prod(shape))).reshape(shape)
     sizes, strides, padding, _, _ = windows(draw, len(shape), dilated=False)
     body, init = one_of(draw, (lax.max, -np.inf), (lax.min, np.inf))
-    dtype = one_of(draw, *FLOATS)
+    dtype = dtype_among(draw, *FLOATS)
 
     def pool(x):
         return lax.reduce_window(x, x.dtype.type(init), body, sizes, strides, padding)

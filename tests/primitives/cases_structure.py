@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import strategies as st
 from jax import lax
 from primitive_cases import Case, covers, public
-from primitive_values import EVERY, NUMBERS, SIZES, Draw, array, dtype_of, one_of, shape_of
+from primitive_values import EVERY, NUMBERS, SIZES, Draw, array, dtype_among, dtype_of, one_of, shape_of
 
 
 def _operand(draw: Draw, least: int = 0, sizes: tuple[int, ...] = SIZES) -> np.ndarray:
-    return array(draw, shape_of(draw, least, sizes=sizes), one_of(draw, *EVERY))
+    return array(draw, shape_of(draw, least, sizes=sizes), dtype_among(draw, *EVERY))
 
 
 def _axis(draw: Draw, x: np.ndarray) -> int:
@@ -21,7 +21,7 @@ def _axis(draw: Draw, x: np.ndarray) -> int:
 def broadcast_in_dim(draw: Draw, name: str) -> Case:
     shape = shape_of(draw)
     kept = [d for d in range(len(shape)) if draw(st.booleans())]
-    x = array(draw, [one_of(draw, 1, shape[d]) for d in kept], one_of(draw, *EVERY))
+    x = array(draw, [one_of(draw, 1, shape[d]) for d in kept], dtype_among(draw, *EVERY))
     return lambda x: lax.broadcast_in_dim(x, shape, kept), [x]
 
 
@@ -119,7 +119,7 @@ def tile(draw: Draw, name: str) -> Case:
 
 @covers("iota")
 def iota(draw: Draw, name: str) -> Case:
-    shape, dtype = shape_of(draw, 1), dtype_of(one_of(draw, *NUMBERS))
+    shape, dtype = shape_of(draw, 1), dtype_of(dtype_among(draw, *NUMBERS))
     axis = draw(st.integers(0, len(shape) - 1))
     return lambda: lax.broadcasted_iota(dtype, shape, axis), []
 

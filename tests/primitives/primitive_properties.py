@@ -80,13 +80,44 @@ def _schur(equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]
     return [("Z T Zᴴ = A", z @ t @ _adjoint(z), inputs[0]), _identity(z), ("T is triangular", np.triu(t, -1), t)]
 
 
+def _reflections(packed: Array, taus: Array, *, lower: bool) -> Array:
+    """The product of the reflections ``1 - tau v vᴴ`` packed outside the reduced matrix (LAPACK ?ORGTR)."""
+    n = packed.shape[-1]
+    product = np.broadcast_to(np.eye(n), packed.shape).astype(packed.dtype)
+    for i in range(n - 1) if lower else range(n - 2, -1, -1):
+        v = np.zeros((*packed.shape[:-1], 1), packed.dtype)
+        v[..., i + 1 if lower else i, 0] = 1
+        inside = slice(i + 2, None) if lower else slice(0, i)
+        v[..., inside, 0] = packed[..., inside, i if lower else i + 1]
+        product = product - product @ (taus[..., i, None, None] * v @ _adjoint(v))
+    return product
+
+
+def _hessenberg(equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> list[Property]:
+    packed, taus = outputs
+    q = _reflections(packed, taus, lower=True)
+    return [("Q H Qᴴ = A", q @ np.triu(packed, -1) @ _adjoint(q), inputs[0]), _identity(q)]
+
+
+def _tridiagonal(equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> list[Property]:
+    packed, diagonal, beside, taus = outputs[:4]
+    q = _reflections(packed, taus, lower=equation.params["lower"])
+    n = packed.shape[-1]
+    t = diagonal[..., None] * np.eye(n)
+    t[..., range(n - 1), range(1, n)] += beside
+    t[..., range(1, n), range(n - 1)] += np.conj(beside)
+    return [("Q T Qᴴ = A", q @ t @ _adjoint(q), inputs[0]), _identity(q)]
+
+
 PROPERTIES: dict[str, Callable[[Equation, Sequence[Array], Sequence[Array]], list[Property]]] = {
     "cholesky": _cholesky,
     "eig": _eig,
     "eigh": _eigh,
+    "hessenberg": _hessenberg,
     "qr": _qr,
     "schur": _schur,
     "svd": _svd,
+    "tridiagonal": _tridiagonal,
 }
 
 

@@ -67,7 +67,7 @@ LAYERS = {
     "InstanceNorm": [(lambda r: nnx.InstanceNorm(6, rngs=r), [values(2, 5, 6)])],
     "SpectralNorm": [(lambda r: nnx.SpectralNorm(nnx.Linear(4, 3, rngs=r), rngs=r), [values(5, 4)])],
     "WeightNorm": [(lambda r: nnx.WeightNorm(nnx.Linear(4, 3, rngs=r), rngs=r), [values(5, 4)])],
-    "RoPE": [(lambda r: nnx.RoPE(embedding_size=4, max_seq_len=6), [values(2, 5, 3, 4)])],
+    "RoPE": [(lambda r: nnx.RoPE(), [values(2, 3, 5, 4)])],
     "PReLU": [(lambda r: nnx.PReLU(), [values(3, 4)])],
     "Dropout": [(lambda r: nnx.Dropout(0.4, rngs=r), [values(6, 5)])],
     "Sequential": [(lambda r: nnx.Sequential(nnx.Linear(4, 3, rngs=r), jnp.tanh), [values(2, 4)])],
