@@ -87,7 +87,5 @@ def test_a_folder_that_cannot_be_written_costs_the_memory_not_the_call(tmp_path,
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     monkeypatch.setenv("M2ML_CACHE", str(blocked))
-    with pytest.warns(
-        RuntimeWarning, match=r"cannot remember its choice in .*\(Not a directory\); set M2ML_CACHE"
-    ):
+    with pytest.warns(RuntimeWarning, match=r"cannot remember its choice in .*\(Not a directory\); set M2ML_CACHE"):
         assert m2ml.get(m2ml.jit(fn, backend="auto")(X)).shape == (4, 4)

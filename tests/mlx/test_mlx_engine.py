@@ -75,7 +75,9 @@ def test_a_rule_that_fails_names_the_equation_and_the_users_line(monkeypatch):
         raise ValueError("no such thing")
 
     monkeypatch.setitem(rules, "sin", broken)
-    with pytest.raises(ExecutionError, match=r"sin\(float32\[6\]\) at .*test_mlx_engine.py:\d+ .* failed: no such thing"):
+    with pytest.raises(
+        ExecutionError, match=r"sin\(float32\[6\]\) at .*test_mlx_engine.py:\d+ .* failed: no such thing"
+    ):
         m2ml.jit(lambda x: jnp.sin(x)).on("mlx")(X)
 
 
