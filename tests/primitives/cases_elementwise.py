@@ -200,7 +200,8 @@ def bitcast(draw: Draw, name: str) -> Case:
 @covers("reduce_precision")
 def reduce_precision(draw: Draw, name: str) -> Case:
     exponent, mantissa = draw(st.integers(1, 9)), draw(st.integers(0, 24))
-    x = array(draw, shapes(draw), dtype_among(draw, *FLOATS))
+    # Without mantissa bits the XLA of jax 0.5 makes NaN infinite, newer ones keep it.
+    x = array(draw, shapes(draw), dtype_among(draw, *FLOATS), finite=mantissa == 0)
     return lambda x: lax.reduce_precision(x, exponent, mantissa), [x]
 
 
