@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from m2ml import compat
+from m2ml.contraction import contract
 from m2ml.errors import ExecutionError, M2mlError, UnsupportedPrimitive
 
 if TYPE_CHECKING:
@@ -218,7 +219,10 @@ def _convert_param(value: Any) -> Any:
 
 
 def flatten(jaxpr: core.ClosedJaxpr) -> Code:
-    """Flatten a closed jaxpr: inline calls, make keys physical, drop dead equations, list constants once."""
+    """Flatten a closed jaxpr: inline calls, make keys physical, drop dead equations, list constants once.
+
+    Random numbers are scaled as XLA scales them (`m2ml.contraction`).
+    """
     flattener = _Flattener()
     inputs = [flattener.slot(v.aval) for v in jaxpr.jaxpr.invars]
     outputs = flattener.inline(jaxpr, inputs)
@@ -228,7 +232,7 @@ def flatten(jaxpr: core.ClosedJaxpr) -> Code:
 def _prune(flattener: _Flattener, inputs: list[int], outputs: list[int]) -> Code:
     """Drop steps whose results nobody reads and note, per step, the slots that are read for the last time."""
     live, steps = set(outputs), []
-    for step in reversed(flattener.steps):
+    for step in reversed(contract(flattener.steps, outputs, flattener.constants, flattener.slot)):
         if not step.equation.effects and live.isdisjoint(step.outputs):
             continue
         dead = {s for s in (*step.inputs, *step.outputs) if s not in live}
@@ -271,6 +275,10 @@ class Rules(dict[str, Rule]):
 def apply_rule(rules: Mapping[str, Rule], equation: Equation, arrays: Sequence[Any]) -> list[Any]:
     """Run the rule of one equation; anything it raises names the primitive, the shapes and the user's line."""
     rule = rules.get(equation.name)
+    if rule is None and equation.name == "multiply_add":
+        x, y, z = arrays
+        product = apply_rule(rules, equation.params["mul"], [x, y])
+        return apply_rule(rules, equation.params["add"], [*product, z])
     if rule is None:
         raise UnsupportedPrimitive(f"there is no rule for {equation.describe()}")
     try:

@@ -117,6 +117,8 @@ def error_scale(
 def _scale(equation: Equation, inputs: Sequence[Array], output: Array, u: float, rule: Callable[..., Array]) -> Array:
     if equation.name in ROUNDED:
         return np.asarray((FUNCTION_UNITS if np.iscomplexobj(output) else 1.0) * u * np.abs(output))
+    if equation.name == "multiply_add":  # rounded once, or twice by an engine without the rule
+        return np.asarray(u * (np.abs(inputs[0] * inputs[1]) + np.abs(output)))
     if equation.name in _NORMWISE:
         size = np.abs(output)
         finite = size[np.isfinite(size)]

@@ -8,7 +8,7 @@ CPU through JAX.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,15 +105,20 @@ class Partitioner:
         constants = {slot: from_host(value) for slot, value in code.constants.items()}
         parts: list[Region | HostStep] = []
         shadow = {slot: _placeholder(code.avals[slot]) for slot in code.inputs} | dict(constants)
+        hoisted: list[Step] = []
         for step in code.steps:
             host = self._host_step(step, shadow)
             if host is not None:
                 parts.append(host)
                 shadow.update((slot, _placeholder(code.avals[slot])) for slot in step.outputs)
-            elif not _hoist(step, shadow, constants):
+            elif _depends_on_constants(step, shadow, constants):
+                constants.update((slot, shadow[slot]) for slot in step.outputs)
+                hoisted.append(step)
+            else:
                 if not parts or not isinstance(parts[-1], Region):
                     parts.append(Region([]))
                 parts[-1].steps.append(step)
+        constants.update(_compute(hoisted, code.constants))
         return self._link(Partition(code, parts, constants))
 
     def _host_step(self, step: Step, shadow: dict[int, mx.array]) -> HostStep | None:
@@ -214,19 +219,31 @@ def _check_outputs(equation: Equation, outs: Sequence[mx.array]) -> None:
         raise ExecutionError(f"the mlx rule of {equation.describe()} gives {got}, the program says {want}")
 
 
-def _hoist(step: Step, shadow: dict[int, mx.array], constants: dict[int, mx.array]) -> bool:
-    """Compute ``step`` now if it depends on constants only and its result is small.
+def _depends_on_constants(step: Step, shadow: dict[int, mx.array], constants: dict[int, mx.array]) -> bool:
+    """Whether the result of ``step`` depends on constants only, and is small enough to be kept.
 
     A broadcast scalar stays in the graph: there it is free, as a constant it would be memory to read.
     """
-    outs = [shadow[slot] for slot in step.outputs]
-    if step.equation.effects or not all(slot in constants for slot in step.inputs):
+    if step.equation.effects or step.equation.name == "broadcast_in_dim":
         return False
-    if step.equation.name == "broadcast_in_dim" or sum(x.nbytes for x in outs) > _HOIST_LIMIT:
-        return False
-    mx.eval(outs)
-    constants.update(zip(step.outputs, outs, strict=True))
-    return True
+    size = sum(shadow[slot].nbytes for slot in step.outputs)
+    return size <= _HOIST_LIMIT and all(slot in constants for slot in step.inputs)
+
+
+def _compute(steps: Sequence[Step], constants: Mapping[int, np.ndarray[Any, Any]]) -> dict[int, mx.array]:
+    """The results of ``steps``, as XLA folds them: a deviation drawn at random is scaled alike on every engine."""
+    if not steps:
+        return {}
+    slots = [slot for step in steps for slot in step.outputs]
+
+    def fold() -> list[Any]:
+        env: dict[int, Any] = dict(constants)
+        for step in steps:
+            env.update(zip(step.outputs, step.equation.bind(*(env[slot] for slot in step.inputs)), strict=True))
+        return [env[slot] for slot in slots]
+
+    with jax.default_device(jax.devices("cpu")[0]):
+        return {slot: from_host(np.asarray(x)) for slot, x in zip(slots, jax.jit(fold)(), strict=True)}
 
 
 def stack(rows: Sequence[mx.array], aval: Any) -> mx.array:

@@ -82,6 +82,14 @@ def mul(equation: Equation, x: Array, y: Array) -> Array:
     return np.asarray(x.astype(dtype, copy=False) * y.astype(dtype, copy=False))
 
 
+@rules.define("multiply_add")
+def multiply_add(equation: Equation, x: Array, y: Array, z: Array) -> Array:
+    """One rounding of operands that their dtype holds: a random number is the same bits on every engine."""
+    dtype = equation.dtype
+    x, y, z = (round_to_dtype(operand, dtype) for operand in (x, y, z))
+    return round_to_dtype(x * y + z, dtype)
+
+
 @rules.define("div")
 def div(equation: Equation, x: Array, y: Array) -> Array:
     return int_div(x, y) if is_integer(x.dtype) else np.divide(x, y)

@@ -77,6 +77,18 @@ for _name, _function_of_two in _SAME_BINARY.items():
     rules.define(_name)(_binary(_function_of_two))
 
 
+def multiply_add(x: mx.array, y: mx.array, z: mx.array) -> mx.array:
+    """``x * y + z`` in float32, rounded once where the device has float64."""
+    if mx.default_device() != mx.cpu:
+        return x * y + z
+    return (x.astype(mx.float64) * y.astype(mx.float64) + z.astype(mx.float64)).astype(mx.float32)
+
+
+@rules.define("multiply_add")
+def multiply_add_rule(equation: Equation, x: mx.array, y: mx.array, z: mx.array) -> mx.array:
+    return multiply_add(x, y, z)
+
+
 # Arithmetic -------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from m2ml_mlx.rules.elementwise import multiply_add
 from m2ml_mlx.rules.table import constant
 
 #: Giles's coefficients for w < 5 and for the rest, highest degree first.
@@ -57,13 +58,6 @@ _LOG2_LOW, _LOG2_HIGH = -2.12194440e-4, 0.693359375
 
 def _single(value: float) -> mx.array:
     return constant(value, mx.float32)
-
-
-def multiply_add(a: mx.array, b: mx.array, c: mx.array) -> mx.array:
-    """``a * b + c`` in float32, rounded once where the device has float64."""
-    if mx.default_device() != mx.cpu:
-        return a * b + c
-    return (a.astype(mx.float64) * b.astype(mx.float64) + c.astype(mx.float64)).astype(mx.float32)
 
 
 def _polynomial(x: mx.array, coefficients: Sequence[float]) -> mx.array:
