@@ -55,8 +55,10 @@ def hermitian(shape, dtype):
 
 
 def positive_definite(shape, dtype):
+    """Hermitian to the last bit: a product in floating point need not be."""
     a = matrix(shape, dtype)
-    return a @ conj_t(a) + np.eye(shape[-1], dtype=dtype)
+    lower = np.tril(a @ conj_t(a) + np.eye(shape[-1], dtype=dtype))
+    return lower + conj_t(np.tril(lower, -1))
 
 
 # Cholesky -------------------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from m2ml_mlx.rules import rules
-from primitive_cases import load
-from primitive_check import check, traced
 
+from m2ml.equivalence.primitives.cases import load
+from m2ml.equivalence.primitives.check import check, traced
 from m2ml.errors import M2mlError
+from m2ml.plugins import registry
 
 CASES = load()
 RIGHT = dict(rules)
@@ -64,7 +65,7 @@ def test_a_planted_fault_is_caught(name, monkeypatch):
     @given(st.data())
     def run(data):
         function, arrays = CASES[name](data.draw, name)
-        check(traced(function, arrays), arrays)
+        check(traced(function, arrays), arrays, [registry.get("mlx")])
 
     with pytest.raises((AssertionError, M2mlError, ExceptionGroup)):
         run()

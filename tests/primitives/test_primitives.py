@@ -6,14 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from m2ml_mlx.rules import rules as mlx_rules
-from primitive_cases import load
-from primitive_check import check, primitives, traced
 
 from m2ml import compat
+from m2ml.equivalence.primitives.cases import load
+from m2ml.equivalence.primitives.check import check, primitives, traced
 from m2ml.plugins import registry
 
 EXAMPLES = 20
 CASES = load()
+BACKENDS = [registry.get(name) for name in ("cpu", "mlx")]
 
 
 def known_to_jax() -> set[str]:
@@ -38,7 +39,7 @@ def test_agrees_with_the_reference(name):
         code = traced(function, arrays)
         met.update(primitives(code))
         if name in met or name in known_to_jax():
-            check(code, arrays)
+            check(code, arrays, BACKENDS)
 
     run()
     if name not in met and name not in known_to_jax():

@@ -7,83 +7,25 @@ in the few primitives that read bits or round by definition.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
 from m2ml.interpreter import Rules
-
-#: NumPy array of any dtype.
-Array = np.ndarray[Any, Any]
+from m2ml.precision import Array as Array
+from m2ml.precision import is_complex as is_complex
+from m2ml.precision import is_float as is_float
+from m2ml.precision import is_integer as is_integer
+from m2ml.precision import is_unsigned as is_unsigned
+from m2ml.precision import narrow as narrow
+from m2ml.precision import round_to_dtype as round_to_dtype
+from m2ml.precision import round_to_format as round_to_format
+from m2ml.precision import wide as wide
+from m2ml.precision import widen as widen
 
 #: The rule of every primitive; each family of rules adds its own.
 rules = Rules()
-
-
-@functools.cache
-def is_float(dtype: Any) -> bool:
-    return bool(jnp.issubdtype(dtype, np.floating))
-
-
-@functools.cache
-def is_complex(dtype: Any) -> bool:
-    return bool(jnp.issubdtype(dtype, np.complexfloating))
-
-
-@functools.cache
-def is_integer(dtype: Any) -> bool:
-    return bool(jnp.issubdtype(dtype, np.integer))
-
-
-@functools.cache
-def is_unsigned(dtype: Any) -> bool:
-    return bool(jnp.issubdtype(dtype, np.unsignedinteger))
-
-
-@functools.cache
-def wide(dtype: Any) -> np.dtype[Any]:
-    """The dtype that carries values of ``dtype`` during a run."""
-    if is_float(dtype):
-        return np.dtype(np.float64)
-    return np.dtype(np.complex128 if is_complex(dtype) else dtype)
-
-
-def widen(array: Any) -> Array:
-    array = np.asarray(array)
-    return np.asarray(array.astype(wide(array.dtype), copy=False))
-
-
-def narrow(array: Array, dtype: Any) -> Array:
-    """A new array of ``dtype``: floats rounded once, to nearest even."""
-    dtype = np.dtype(dtype)
-    if (is_float(dtype) and dtype.kind != "f") or dtype.name.startswith("bfloat"):
-        array = round_to_dtype(array, dtype)
-    with np.errstate(all="ignore"):
-        return np.array(array, dtype=dtype)
-
-
-def round_to_dtype(x: Array, dtype: Any) -> Array:
-    """``x`` rounded to the nearest value of a float dtype, still in float64."""
-    if dtype == np.float64:
-        return x
-    info = ml_dtypes.finfo(dtype)
-    y = round_to_format(x, int(info.nmant), int(info.minexp))
-    limit = float(info.max)
-    overflow = np.array(np.inf).astype(dtype).astype(np.float64)
-    if np.isfinite(overflow):
-        return np.clip(y, -limit, limit)
-    return np.where(np.abs(y) > limit, np.copysign(overflow, y), y)
-
-
-def round_to_format(x: Array, mantissa_bits: int, least_exponent: int) -> Array:
-    """``x`` rounded to ``mantissa_bits`` after the leading one; spacing is constant below ``2**least_exponent``."""
-    with np.errstate(all="ignore"):
-        exponent = np.maximum(np.frexp(x)[1] - 1, least_exponent)
-        rounded = np.ldexp(np.rint(np.ldexp(x, mantissa_bits - exponent)), exponent - mantissa_bits)
-    return np.where(np.isfinite(x), rounded, x)
 
 
 def least(dtype: Any) -> Any:

@@ -1,13 +1,16 @@
 """Cases of the random primitives: the same bits everywhere."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 from jax import lax
 from jax.extend import random as extend_random
-from primitive_cases import Case, covers
-from primitive_values import Draw, array, one_of, shape_of
+
+from m2ml.equivalence.primitives.cases import Case, covers
+from m2ml.equivalence.primitives.values import Draw, array, one_of, shape_of
 
 
 @covers("threefry2x32")
@@ -25,6 +28,18 @@ def counters(draw: Draw, name: str) -> Case:
             return jax.random.bits(jax.random.key(seed), shape)
 
     return bits, []
+
+
+@covers("multiply_add")
+def uniform_in_a_range(draw: Draw, name: str) -> Case:
+    """The product and the sum that scale a random number: one equation."""
+    shape, low = one_of(draw, (), (7,), (0, 2), (3, 5)), draw(st.floats(-10, 10, width=32))
+    width, seed = draw(st.floats(0.125, 100, width=32)), draw(st.integers(0, 2**31 - 1))
+
+    def sample(seed, low, width):
+        return jax.random.uniform(jax.random.key(seed), shape, minval=low, maxval=low + width)
+
+    return sample, [np.uint32(seed), np.float32(low), np.float32(width)]
 
 
 @covers("rng_bit_generator")

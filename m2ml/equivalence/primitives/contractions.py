@@ -1,10 +1,13 @@
 """Cases of contractions, convolutions and Fourier transforms."""
 
+from __future__ import annotations
+
 import numpy as np
 from hypothesis import strategies as st
 from jax import lax
-from primitive_cases import Case, covers, public
-from primitive_values import COMPLEX, FLOATS, INTEGERS, Draw, array, dtype_among, one_of
+
+from m2ml.equivalence.primitives.cases import Case, covers, public
+from m2ml.equivalence.primitives.values import COMPLEX, FLOATS, INTEGERS, Draw, array, dtype_among, one_of
 
 LENGTHS = (0, 1, 2, 3, 7)
 

@@ -1,13 +1,16 @@
 """Cases of the primitives that treat each element alike."""
 
+from __future__ import annotations
+
 import jax
 import jax.extend.core.primitives
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 from jax import lax
-from primitive_cases import Case, covers, public
-from primitive_values import (
+
+from m2ml.equivalence.primitives.cases import Case, covers, public
+from m2ml.equivalence.primitives.values import (
     COMPLEX,
     EVERY,
     FLOATS,

@@ -1,11 +1,14 @@
 """Cases of linear algebra. Where a result is unique up to signs or phases, the case multiplies the factors out."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 from jax import lax
-from primitive_cases import Case, covers, public
-from primitive_values import Draw, one_of
+
+from m2ml.equivalence.primitives.cases import Case, covers, public
+from m2ml.equivalence.primitives.values import Draw, one_of
 
 linalg = lax.linalg
 

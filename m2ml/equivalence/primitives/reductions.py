@@ -1,12 +1,26 @@
 """Cases of reductions along axes and over windows, cumulative ones, sorting and searching."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 from jax import lax
-from primitive_cases import Case, covers, public
-from primitive_values import COMPLEX, FLOATS, INTEGERS, REAL, Draw, array, dtype_among, dtype_of, one_of, shape_of
+
+from m2ml.equivalence.primitives.cases import Case, covers, public
+from m2ml.equivalence.primitives.values import (
+    COMPLEX,
+    FLOATS,
+    INTEGERS,
+    REAL,
+    Draw,
+    array,
+    dtype_among,
+    dtype_of,
+    one_of,
+    shape_of,
+)
 
 Shape = tuple[int, ...]
 

@@ -1,12 +1,25 @@
 """Cases of gathers, scatters and dynamic slices, with indices out of range in both directions."""
 
+from __future__ import annotations
+
 import functools
 
 import numpy as np
 from hypothesis import strategies as st
 from jax import lax
-from primitive_cases import Case, covers, public
-from primitive_values import COMPLEX, EVERY, FLOATS, INTEGERS, Draw, array, dtype_among, one_of, shape_of
+
+from m2ml.equivalence.primitives.cases import Case, covers, public
+from m2ml.equivalence.primitives.values import (
+    COMPLEX,
+    EVERY,
+    FLOATS,
+    INTEGERS,
+    Draw,
+    array,
+    dtype_among,
+    one_of,
+    shape_of,
+)
 
 MODES = ("fill", "clip", "promise_in_bounds")
 

@@ -5,6 +5,8 @@ Each property gives pairs that must be equal in exact arithmetic. A backward sta
 constant is `FUNCTION_UNITS`, as for every library function.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,21 +1,23 @@
 """Hold every equation of a function against the reference, on exactly the same inputs, for each backend."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from m2ml_reference.values import narrow, widen
-from primitive_properties import PROPERTIES, assert_properties
 
 from m2ml import compat
+from m2ml.backend import Backend
 from m2ml.control import CONTROL_FLOW
 from m2ml.equivalence.bounds import FACTOR, RUNS, SUMS, Perturbation, bound_of, error_scale, terms, tiny, unit
+from m2ml.equivalence.primitives.properties import PROPERTIES, assert_properties
 from m2ml.interpreter import Code, Equation, flatten
 from m2ml.plugins import registry
+from m2ml.precision import narrow, widen
 
 Array = np.ndarray[Any, Any]
-BACKENDS = ("cpu", "mlx")
 
 _seen: dict[str, Equation] = {}
 
@@ -29,8 +31,8 @@ def primitives(code: Code) -> set[str]:
     return {equation.name for equation in code.equations()}
 
 
-def check(code: Code, arrays: Sequence[Array]) -> None:
-    """Every equation of ``code`` on every backend against the reference."""
+def check(code: Code, arrays: Sequence[Array], backends: Sequence[Backend]) -> None:
+    """Every equation of ``code`` on every backend against the reference, on the reference's inputs."""
     reference: Any = registry.get("reference")
     env = dict(zip(code.inputs, (np.asarray(x) for x in arrays), strict=True))
     env.update(code.constants)
@@ -42,16 +44,16 @@ def check(code: Code, arrays: Sequence[Array]) -> None:
         if equation.name in PROPERTIES:
             rounded = [narrow(y, aval.dtype) for y, aval in zip(expected, equation.outputs, strict=True)]
             assert_properties(f"reference: {equation.describe()}", equation, inputs, rounded, unit(equation.dtype))
-        for name in BACKENDS:
-            got = run_equation(name, equation, inputs)
+        for backend in backends:
+            got = run_equation(backend, equation, inputs)
             if equation.name in PROPERTIES:
-                assert_declared(name, equation, got)
-                what = f"{name}: {equation.describe()}"
+                assert_declared(backend.name, equation, got)
+                what = f"{backend.name}: {equation.describe()}"
                 assert_properties(what, equation, inputs, got, unit(equation.dtype))
                 continue
             for number, (y, e, a) in enumerate(zip(got, expected, allowed, strict=True)):
                 aval = equation.outputs[number]
-                assert_agrees(f"{name}: output {number} of {equation.describe()}", y, e, a, aval)
+                assert_agrees(f"{backend.name}: output {number} of {equation.describe()}", y, e, a, aval)
         outs = [narrow(y, aval.dtype) for y, aval in zip(expected, equation.outputs, strict=True)]
         env.update(zip(step.outputs, outs, strict=True))
 
@@ -63,8 +65,7 @@ def same_equation(equation: Equation) -> Equation:
     return _seen.setdefault(f"{equation.describe()} {equation.outputs} {sorted(equation.params.items())}", equation)
 
 
-def run_equation(name: str, equation: Equation, inputs: Sequence[Array]) -> list[Array]:
-    backend = registry.get(name)
+def run_equation(backend: Backend, equation: Equation, inputs: Sequence[Array]) -> list[Array]:
     return [backend.to_host(y) for y in backend.apply(equation, [backend.from_host(x) for x in inputs])]
 
 

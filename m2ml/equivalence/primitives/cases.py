@@ -1,20 +1,24 @@
-"""The table of case generators: primitive name -> generator, filled by the ``cases_*`` modules."""
+"""The table of case generators: primitive name -> generator, filled by the families of this package."""
+
+from __future__ import annotations
 
 import importlib
-import pathlib
+import unittest
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import pytest
 from jax import lax
-from primitive_values import Array, Draw
+
+from m2ml.equivalence.primitives.values import Array, Draw
 
 #: A function that binds a primitive through JAX's public API, and its arguments.
 Case = tuple[Callable[..., Any], Sequence[Array]]
 Generator = Callable[[Draw, str], Case]
 
 CASES: dict[str, Generator] = {}
+
+FAMILIES = ("contractions", "elementwise", "indexing", "linalg", "random", "reductions", "structure")
 
 
 def covers(*names: str) -> Callable[[Generator], Generator]:
@@ -33,12 +37,12 @@ def public(name: str, module: Any = lax) -> Callable[..., Any]:
     """A function of JAX, or a skipped test where this JAX does not have it yet."""
     function = getattr(module, name, None)
     if function is None:
-        pytest.skip(f"jax {jax.__version__} has no {module.__name__}.{name}")
+        raise unittest.SkipTest(f"jax {jax.__version__} has no {module.__name__}.{name}")
     return function
 
 
 def load() -> dict[str, Generator]:
     """Import every family of generators and give the table."""
-    for path in sorted(pathlib.Path(__file__).parent.glob("cases_*.py")):
-        importlib.import_module(path.stem)
+    for family in FAMILIES:
+        importlib.import_module(f"m2ml.equivalence.primitives.{family}")
     return CASES

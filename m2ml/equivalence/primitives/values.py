@@ -1,5 +1,7 @@
 """What the generators of primitive cases draw: shapes, dtypes and arrays full of awkward values."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

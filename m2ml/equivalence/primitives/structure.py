@@ -1,12 +1,25 @@
 """Cases of the primitives that make, move and join arrays."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 from jax import lax
-from primitive_cases import Case, covers, public
-from primitive_values import EVERY, NUMBERS, SIZES, Draw, array, dtype_among, dtype_of, one_of, shape_of
+
+from m2ml.equivalence.primitives.cases import Case, covers, public
+from m2ml.equivalence.primitives.values import (
+    EVERY,
+    NUMBERS,
+    SIZES,
+    Draw,
+    array,
+    dtype_among,
+    dtype_of,
+    one_of,
+    shape_of,
+)
 
 
 def _operand(draw: Draw, least: int = 0, sizes: tuple[int, ...] = SIZES) -> np.ndarray:
