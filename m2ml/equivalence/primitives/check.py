@@ -12,7 +12,7 @@ from m2ml import compat
 from m2ml.backend import Backend
 from m2ml.control import CONTROL_FLOW
 from m2ml.equivalence.bounds import FACTOR, RUNS, SUMS, Perturbation, bound_of, error_scale, terms, tiny, unit
-from m2ml.equivalence.primitives.properties import PROPERTIES, assert_properties
+from m2ml.equivalence.properties import PROPERTIES, assert_properties
 from m2ml.interpreter import Code, Equation, flatten
 from m2ml.plugins import registry
 from m2ml.precision import narrow, widen
