@@ -17,7 +17,7 @@ from m2ml.errors import ExecutionError
 
 def partition(fn, *args, strict=False):
     code = m2ml.jit(fn).program(*args).code
-    return Partitioner(compiled=False, strict=strict).partition(code)
+    return Partitioner(rules, compiled=False, strict=strict).partition(code)
 
 
 X = np.arange(6, dtype=np.float32)

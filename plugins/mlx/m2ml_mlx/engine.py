@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +15,7 @@ from m2ml import interpreter
 from m2ml.backend import Device, Executable, Gap, MemoryStats
 from m2ml.control import CONTROL_FLOW, run_control_flow
 from m2ml.errors import OutOfMemory
-from m2ml.interpreter import Code, Equation, UnsupportedPrimitive, apply_rule
+from m2ml.interpreter import Code, Equation, Rule, UnsupportedPrimitive, apply_rule
 from m2ml.program import Program
 from m2ml_mlx import convert
 from m2ml_mlx.gaps import GAPS
@@ -35,9 +35,12 @@ class MlxBackend:
     name = "mlx"
     array_type = mx.array
     gaps: Sequence[Gap] = GAPS
-    rules = rules
+    rules: Mapping[str, Rule] = rules
 
-    def __init__(self) -> None:
+    def __init__(self, rules: Mapping[str, Rule] | None = None) -> None:
+        """``rules`` takes the place of the engine's own table."""
+        if rules is not None:
+            self.rules = rules
         self.compiled = convert.on_gpu() or os.environ.get("M2ML_MLX_COMPILE") == "1"
         self._pending = threading.local()
         self._lock = threading.RLock()
@@ -51,7 +54,7 @@ class MlxBackend:
     def compile(self, program: Program) -> Executable:
         self._check_dtypes(program.code)
         with self._lock:
-            partition = Partitioner(compiled=self.compiled, strict=program.strict).partition(program.code)
+            partition = Partitioner(self.rules, compiled=self.compiled, strict=program.strict).partition(program.code)
         run = self._runner(partition)
         return self._deferred(run, program.name) if any(program.donated) else self._dispatched(run, program.name)
 
@@ -110,7 +113,7 @@ class MlxBackend:
         if equation.name in CALLBACKS:
             return run_on_cpu(equation, arrays)
         try:
-            return apply_rule(rules, equation, arrays)
+            return apply_rule(self.rules, equation, arrays)
         except UnsupportedPrimitive:
             return run_on_cpu(equation, arrays)
 
@@ -119,7 +122,7 @@ class MlxBackend:
 
     def explain(self, program: Program) -> list[str]:
         """Sentences for `Jitted.explain`: the regions and what runs outside them."""
-        partition = Partitioner(compiled=self.compiled, strict=False).partition(program.code)
+        partition = Partitioner(self.rules, compiled=self.compiled, strict=False).partition(program.code)
         how = "compiled by mx.compile" if self.compiled else "built without mx.compile"
         sizes = [len(part.steps) for part in partition.parts if isinstance(part, Region)]
         driven = [part.step.equation.name for part in partition.parts if not isinstance(part, Region)]

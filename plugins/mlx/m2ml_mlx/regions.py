@@ -18,9 +18,8 @@ import numpy as np
 
 from m2ml.control import CONTROL_FLOW, run_control_flow
 from m2ml.errors import ExecutionError, FallbackWarning, UnsupportedPrimitive
-from m2ml.interpreter import Code, Equation, Step, apply_rule
+from m2ml.interpreter import Code, Equation, Rule, Step, apply_rule
 from m2ml_mlx.convert import from_host, to_host
-from m2ml_mlx.rules import rules
 from m2ml_mlx.rules.table import mlx_dtype
 
 #: Runs on lists of MLX arrays.
@@ -95,9 +94,10 @@ class Partition:
 
 
 class Partitioner:
-    """Builds partitions. ``compiled`` says whether regions go through ``mx.compile``."""
+    """Builds partitions from a table of rules. ``compiled`` says whether regions go through ``mx.compile``."""
 
-    def __init__(self, *, compiled: bool, strict: bool) -> None:
+    def __init__(self, rules: Mapping[str, Rule], *, compiled: bool, strict: bool) -> None:
+        self.rules = rules
         self.compiled = compiled
         self.strict = strict
 
@@ -128,10 +128,10 @@ class Partitioner:
             return self._control(step)
         if equation.name in CALLBACKS:
             return HostStep(step, lambda arrays: run_on_cpu(equation, arrays))
-        if equation.name not in rules:
+        if equation.name not in self.rules:
             return self._fallback(step, "MLX has nothing for it")
         try:
-            outs = apply_rule(rules, equation, [shadow[i] for i in step.inputs])
+            outs = apply_rule(self.rules, equation, [shadow[i] for i in step.inputs])
         except UnsupportedPrimitive as error:
             return self._fallback(step, str(error))
         _check_outputs(equation, outs)
@@ -186,12 +186,16 @@ class Partitioner:
     def _region(self, region: Region, constants: dict[int, mx.array]) -> Callable[..., list[mx.array]]:
         used = {slot for step in region.steps for slot in step.inputs} & constants.keys()
         captured = {slot: constants[slot] for slot in used}
-        fn = graph_function(region.steps, region.inputs, region.outputs, captured)
+        fn = graph_function(self.rules, region.steps, region.inputs, region.outputs, captured)
         return mx.compile(fn) if self.compiled else fn
 
 
 def graph_function(
-    steps: Sequence[Step], inputs: Sequence[int], outputs: Sequence[int], captured: dict[int, mx.array]
+    rules: Mapping[str, Rule],
+    steps: Sequence[Step],
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    captured: dict[int, mx.array],
 ) -> Callable[..., list[mx.array]]:
     """A function that builds the MLX graph of ``steps``."""
 

@@ -16,7 +16,8 @@ from m2ml.interpreter import Code, Equation, Rule, evaluate
 from m2ml.program import Program
 from m2ml_reference.bodies import BODY_RULES
 from m2ml_reference.gaps import GAPS
-from m2ml_reference.values import Array, narrow, rules, wide, widen
+from m2ml_reference.values import Array, narrow, wide, widen
+from m2ml_reference.values import rules as own_rules
 
 FAMILIES = (
     "elementwise",
@@ -52,10 +53,10 @@ class ReferenceBackend(InterpreterBackend):
     name = "reference"
     gaps = GAPS
 
-    def __init__(self, perturb: Perturb | None = None) -> None:
-        self.perturb = perturb
+    def __init__(self, perturb: Perturb | None = None, *, rules: Mapping[str, Rule] | None = None) -> None:
         bodies = {name: partial(rule, self.run) for name, rule in BODY_RULES.items()}
-        self.rules: Mapping[str, Rule] = {**rules, **bodies}
+        super().__init__({**own_rules, **bodies} if rules is None else rules)
+        self.perturb = perturb
 
     def devices(self) -> tuple[Device, ...]:
         return (Device("cpu", "NumPy float64"),)
