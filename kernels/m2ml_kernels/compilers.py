@@ -1,0 +1,95 @@
+"""Which C++ compiler this machine has."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from m2ml_kernels.errors import CompilerMissing
+
+ENVIRONMENT = "M2ML_CXX"
+NAMES = ("clang++", "g++", "c++")
+NATIVE = "-march=native"
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler: how it is called, and what it says of its version."""
+
+    command: tuple[str, ...]
+    version: str
+    kind: Literal["clang", "gcc", "zig"]
+
+    def __str__(self) -> str:
+        return self.version.partition("\n")[0]
+
+    def translate(self, flags: Sequence[str]) -> list[str]:
+        """``flags`` as this compiler spells them: only ``-march=native`` differs."""
+        cpu = self.kind == "zig" or (self.kind == "clang" and platform.machine() == "arm64")
+        return ["-mcpu=native" if flag == NATIVE and cpu else flag for flag in flags]
+
+
+def find_compiler() -> Compiler:
+    """The compiler of ``$M2ML_CXX``, else the first of clang++, g++ and c++, else the one in the package ziglang.
+
+    Raises `CompilerMissing` when there is none, and when the one that ``$M2ML_CXX`` names does not answer.
+    """
+    return _find(os.environ.get(ENVIRONMENT, ""), os.environ.get("PATH", ""))
+
+
+@functools.lru_cache
+def _find(chosen: str, path: str) -> Compiler:
+    if chosen:
+        found = _ask(tuple(shlex.split(chosen)))
+        if found is None:
+            raise CompilerMissing(
+                f"${ENVIRONMENT} is {chosen!r}, which does not answer to --version: correct or unset it"
+            )
+        return found
+    commands: list[tuple[str, ...]] = [(location,) for name in NAMES if (location := shutil.which(name, path=path))]
+    if importlib.util.find_spec("ziglang"):
+        commands.append((sys.executable, "-m", "ziglang", "c++"))
+    for command in commands:
+        if found := _ask(command):
+            return found
+    raise CompilerMissing(
+        f"no C++ compiler was found: neither ${ENVIRONMENT}, nor {', '.join(NAMES)} on PATH, nor the package ziglang; "
+        "install one (pip install ziglang)"
+    )
+
+
+def _ask(command: tuple[str, ...]) -> Compiler | None:
+    try:
+        said = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    kind: Literal["clang", "gcc", "zig"] = "clang" if "clang" in said else "gcc"
+    if any(Path(part).name in ("zig", "ziglang") for part in command):
+        kind = "zig"
+    return Compiler(command, said.strip(), kind)
+
+
+@functools.cache
+def host_cpu() -> str:
+    """What code made with ``-march=native`` depends on: the machine's architecture, model and features."""
+    told = Path("/proc/cpuinfo")
+    if told.exists():
+        first = told.read_text().partition("\n\n")[0].splitlines()
+        wanted = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+        return "\n".join([platform.machine(), *(line for line in first if line.startswith(wanted))])
+    if sys.platform == "darwin":
+        brand = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
+        return f"{platform.machine()}\n{brand.stdout}"
+    return f"{platform.machine()}\n{platform.processor()}"
