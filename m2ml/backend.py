@@ -6,8 +6,9 @@ imports an engine; a plugin is registered through the hooks in `m2ml.plugins`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -42,12 +43,22 @@ class MemoryStats:
 class Gap:
     """Something a backend declares that it does not do: a strict expected failure and a line in the support table.
 
-    ``primitive`` is a primitive's name or ``"*"``; ``dtype`` a NumPy dtype name or ``"*"``.
+    ``primitive`` is a primitive's name or ``"*"``; ``dtype`` a NumPy dtype name or ``"*"``; ``case`` a pattern
+    (`fnmatch`) of the names of test cases, for what is wrong with some parameters or values only.
     """
 
     primitive: str
     dtype: str
     reason: str
+    case: str = "*"
+
+    def covers(self, case: str, equations: Iterable[Equation]) -> bool:
+        """Whether the gap speaks of a test case of this name and these equations."""
+        return fnmatchcase(case, self.case) and any(map(self._covers, equations))
+
+    def _covers(self, equation: Equation) -> bool:
+        dtypes = {np.dtype(aval.dtype).name for aval in (*equation.inputs, *equation.outputs)}
+        return self.primitive in ("*", equation.name) and (self.dtype == "*" or self.dtype in dtypes)
 
 
 @runtime_checkable
