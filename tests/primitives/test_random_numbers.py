@@ -99,17 +99,23 @@ NORMALS = {
 }
 
 
+as_xla_since_0_10 = pytest.mark.skipif(
+    jax.__version_info__ < (0, 10), reason="XLA of this release works out the inverse error function otherwise"
+)
+
+
+@as_xla_since_0_10
 @pytest.mark.parametrize("name", NORMALS)
 def test_normal_numbers_within_one_unit_in_the_last_place(name):
     """Engines that compute as XLA does agree; the reference gives the exact inverse error function instead."""
-
-    def sample(seed):
-        return NORMALS[name](jax.random.key(seed))
-
     for seed in range(4):
-        cpu, mlx = on_each(sample, np.uint32(seed), backends=("cpu", "mlx"))
+        cpu, mlx = on_each(lambda s: NORMALS[name](jax.random.key(s)), np.uint32(seed), backends=("cpu", "mlx"))
         assert units_apart(cpu, mlx) <= 1
-    m2ml.compare(sample, np.uint32(seed), backends=("cpu", "mlx")).check()
+
+
+@pytest.mark.parametrize("name", NORMALS)
+def test_normal_numbers_within_the_bound(name):
+    m2ml.compare(lambda s: NORMALS[name](jax.random.key(s)), np.uint32(3), backends=("cpu", "mlx")).check()
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -166,6 +172,7 @@ def weights(seed):
     return nnx.to_pure_dict(nnx.state(Net(nnx.Rngs(jax.random.key(seed))), nnx.Param))
 
 
+@as_xla_since_0_10
 def test_initial_weights_are_the_same_bits():
     for seed in range(8):
         assert_same_bits(weights, np.uint32(seed), backends=("cpu", "mlx"))
