@@ -154,3 +154,12 @@ print("agrees")
     env = {k: v for k, v in __import__("os").environ.items() if k != "MLX_DISABLE_COMPILE"} | {"M2ML_MLX_COMPILE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert done.stdout.strip() == "agrees", done.stderr
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.bool_])
+@pytest.mark.parametrize("view", [np.flip, np.transpose, lambda x: x[:, ::2], lambda x: x[0, 0]])
+def test_views_of_arrays_are_taken_as_they_look(view, dtype):
+    array = view(np.arange(6).reshape(2, 3).astype(dtype))
+    got = m2ml.get(m2ml.put(np.asarray(array), "mlx"))
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, array)
