@@ -133,7 +133,7 @@ class Partitioner:
         try:
             outs = apply_rule(self.rules, equation, [shadow[i] for i in step.inputs])
         except UnsupportedPrimitive as error:
-            return self._fallback(step, str(error))
+            return self._fallback(step, str(error).removeprefix(f"MLX cannot run {equation.describe()}: "))
         _check_outputs(equation, outs)
         shadow.update(zip(step.outputs, outs, strict=True))
         return None

@@ -67,7 +67,10 @@ def _empty(equation: Equation) -> list[mx.array]:
 @rules.define("cholesky")
 @_on_cpu
 def cholesky(equation: Equation, a: mx.array) -> mx.array:
-    """The lower factor of the matrix whose lower triangle is given; NaN where it is not positive definite."""
+    """The lower factor of the matrix whose lower triangle is given; NaN where it is not positive definite.
+
+    The upper triangle stays as it is, as LAPACK leaves it: `jax.lax.linalg.cholesky` clears it.
+    """
     if a.size == 0:
         return a
     if is_complex(a):
@@ -78,7 +81,7 @@ def cholesky(equation: Equation, a: mx.array) -> mx.array:
         factor = mx.linalg.cholesky(a)
     pivots = mx.diagonal(factor, axis1=-2, axis2=-1)
     bad = mx.logical_not(mx.all((pivots.real if is_complex(a) else pivots) > 0, axis=-1))
-    return triangle(_poison(bad, factor), lower=True)
+    return _poison(bad, mx.where(mx.tril(mx.ones(a.shape[-2:])) > 0, factor, a))
 
 
 # LU -------------------------------------------------------------------------------------------------
