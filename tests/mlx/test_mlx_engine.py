@@ -157,7 +157,7 @@ print("agrees")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.bool_])
-@pytest.mark.parametrize("view", [np.flip, np.transpose, lambda x: x[:, ::2], lambda x: x[0, 0]])
+@pytest.mark.parametrize("view", [np.flip, lambda x: x[:1, ::-1][::-1], np.transpose, lambda x: x[0, 0]])
 def test_views_of_arrays_are_taken_as_they_look(view, dtype):
     array = view(np.arange(6).reshape(2, 3).astype(dtype))
     got = m2ml.get(m2ml.put(np.asarray(array), "mlx"))

@@ -35,7 +35,8 @@ def check_dtype(dtype: Any, where: str) -> None:
 def from_host(array: np.ndarray[Any, Any]) -> mx.array:
     """An MLX array with the values and dtype of ``array``."""
     check_dtype(array.dtype, "an array put on mlx")
-    array = np.asarray(array, order="C")  # MLX refuses negative strides
+    if any(stride < 0 for stride in array.strides):  # MLX refuses them
+        array = array.copy()
     if array.dtype == _BFLOAT16:
         return mx.array(array.view(np.uint16)).view(mx.bfloat16)
     return mx.array(array, dtype=mlx_dtype(array.dtype))
