@@ -53,6 +53,10 @@ IDENTITIES = frozenset(
 )
 
 
+#: m2ml's own primitives, which carry a call of an op.
+OPS = frozenset({"m2ml_op", "m2ml_tangent"})
+
+
 def primitive_name(eqn: core.JaxprEqn) -> str:
     """The version-independent name of an equation's primitive."""
     return RENAMED.get(eqn.primitive.name, eqn.primitive.name)
@@ -118,6 +122,36 @@ def is_literal(atom: Any) -> bool:
 def x64_enabled() -> bool:
     """Whether JAX's 64-bit types are on in this thread."""
     return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined] # made by JAX at run time
+
+
+def abstract(array: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an array or a type of one: hashable, and equal for equal types."""
+    return jax.ShapeDtypeStruct(tuple(array.shape), np.dtype(array.dtype))
+
+
+def shaped_array(array: Any) -> Any:
+    """``array``'s type as abstract evaluation gives it."""
+    from jax.extend import core
+
+    return core.ShapedArray(tuple(array.shape), np.dtype(array.dtype)) if hasattr(core, "ShapedArray") else (
+        jax.core.ShapedArray(tuple(array.shape), np.dtype(array.dtype))
+    )
+
+
+def zero_tangent(primal: Any) -> Any:
+    """The tangent of a value that does not change."""
+    from jax.interpreters import ad
+
+    return ad.Zero.from_primal_value(primal)
+
+
+def enable_x64() -> Any:
+    """A context in which JAX's 64-bit types are on."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax import experimental
+
+    return experimental.enable_x64()
 
 
 def is_inexact(dtype: Any) -> bool:
