@@ -6,6 +6,7 @@ the CPU and, as JAX leaves it open, any one of them on a GPU. A window that does
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -14,7 +15,7 @@ import mlx.core as mx
 
 from m2ml.interpreter import Code, Equation
 from m2ml_mlx.rules.addressing import Windows, arrange, iota
-from m2ml_mlx.rules.sorting import from_total_order, total_order
+from m2ml_mlx.rules.sorting import from_total_order, permutation, total_order
 from m2ml_mlx.rules.table import (
     FLOATS,
     HALVES,
@@ -86,13 +87,36 @@ def scatter_sub(equation: Equation, operand: mx.array, indices: mx.array, update
 def _extremum(kind: Kind, equation: Equation, operand: mx.array, indices: mx.array, updates: mx.array) -> mx.array:
     """Floats are compared as integers, which orders -0 below 0 and lets NaN win as XLA does."""
     if is_complex(operand):
-        raise unsupported(equation, "complex numbers have no atomic order")
+        return _complex_extremum(kind, equation, operand, indices, updates)
     if is_bool(operand):
         return _scatter(kind, equation, operand.view(mx.uint8), indices, updates.view(mx.uint8)).view(mx.bool_)
     if operand.dtype not in FLOATS:
         return _scatter(kind, equation, operand, indices, updates)
     keys = _scatter(kind, equation, _comparable(kind, operand), indices, _comparable(kind, updates))
     return from_total_order(keys, operand.dtype)
+
+
+def _complex_extremum(
+    kind: Kind, equation: Equation, operand: mx.array, indices: mx.array, updates: mx.array
+) -> mx.array:
+    """By rank among all elements, real part first: a NaN in an update wins, one in the operand loses, as in XLA."""
+    loses, wins = (-math.inf, math.inf) if kind is MAX else (math.inf, -math.inf)
+    # Of equal elements the later one has the higher rank: the update wins.
+    first, second = ((operand, loses), (updates, wins))[:: 1 if kind is MAX else -1]
+    parts = zip(_parts(*first), _parts(*second), strict=True)
+    order = permutation([mx.concatenate(pair) for pair in parts], 0)
+    ranks = mx.split(mx.argsort(order).astype(mx.int32), [first[0].size])[:: 1 if kind is MAX else -1]
+    ranks = [rank.reshape(x.shape) for rank, x in zip(ranks, (operand, updates), strict=True)]
+    chosen = _scatter(kind, equation, ranks[0], indices, ranks[1])
+    values = mx.concatenate([first[0].reshape(-1), second[0].reshape(-1)])
+    return mx.take(values, mx.take(order, chosen))
+
+
+def _parts(x: mx.array, for_nan: float) -> tuple[mx.array, mx.array]:
+    """Real and imaginary parts in a row, with ``for_nan`` in place of NaN and of what stands beside a NaN."""
+    x = x.reshape(-1)
+    nan = mx.isnan(x.real)
+    return mx.where(nan, for_nan, x.real), mx.where(nan | mx.isnan(x.imag), for_nan, x.imag)
 
 
 def _comparable(kind: Kind, x: mx.array) -> mx.array:

@@ -50,7 +50,8 @@ def _keys(x: mx.array) -> list[mx.array]:
     return [x.view(mx.uint8) if is_bool(x) else x]
 
 
-def _permutation(keys: Sequence[mx.array], axis: int) -> mx.array:
+def permutation(keys: Sequence[mx.array], axis: int) -> mx.array:
+    """The order along ``axis`` that sorts by the first key, then by the next."""
     order = mx.argsort(keys[-1], axis)
     for key in reversed(keys[:-1]):
         refined = mx.argsort(mx.take_along_axis(key, order, axis), axis)
@@ -67,7 +68,7 @@ def sort(equation: Equation, *operands: mx.array) -> list[mx.array]:
         x = operands[0]
         return [mx.sort(x.view(mx.uint8), axis).view(mx.bool_) if is_bool(x) else mx.sort(x, axis)]
     keys = [key for x in operands[: equation.params["num_keys"]] for key in _keys(x)]
-    order = _permutation(keys, axis)
+    order = permutation(keys, axis)
     return [mx.take_along_axis(x, order, axis) for x in operands]
 
 
