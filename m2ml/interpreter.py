@@ -18,7 +18,7 @@ import numpy as np
 
 from m2ml import compat
 from m2ml.contraction import contract
-from m2ml.errors import ExecutionError, M2mlError, UnsupportedPrimitive
+from m2ml.errors import ExecutionError, M2mlError, OutOfMemory, UnsupportedPrimitive
 
 if TYPE_CHECKING:
     from jax.extend import core
@@ -285,6 +285,8 @@ def apply_rule(rules: Mapping[str, Rule], equation: Equation, arrays: Sequence[A
         out = rule(equation, *arrays)
     except M2mlError:
         raise
+    except MemoryError as error:
+        raise OutOfMemory(f"{equation.describe()} does not fit into memory: {error}") from error
     except Exception as error:
         raise ExecutionError(f"{equation.describe()} failed: {error}") from error
     return list(out) if isinstance(out, list | tuple) else [out]

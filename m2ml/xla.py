@@ -10,7 +10,7 @@ import numpy as np
 
 from m2ml import compat
 from m2ml.backend import Device, Executable, Gap, MemoryStats
-from m2ml.errors import BackendUnavailable, OutOfMemory
+from m2ml.errors import BackendUnavailable, ExecutionError, OutOfMemory, UnsupportedPrimitive
 from m2ml.interpreter import Equation
 from m2ml.program import Program
 
@@ -54,7 +54,7 @@ class XlaBackend:
     def compile(self, program: Program) -> Executable:
         donated = [i for i, given in enumerate(program.donated) if given]
         flat = jax.jit(compat.on_physical_arrays(program.jaxpr), donate_argnums=donated)
-        return self.place(_explain_memory(flat, program.name))
+        return self.place(_explained(flat, program))
 
     def apply(self, equation: Equation, arrays: Sequence[Any]) -> list[Any]:
         return list(self.place(self._apply)(equation, *arrays))
@@ -86,13 +86,19 @@ def _memory_limit(device: Any) -> int | None:
     return int(limit) if limit is not None else None
 
 
-def _explain_memory(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _explained(fn: Callable[..., Any], program: Program) -> Callable[..., Any]:
+    """``fn`` with the errors of the contract in place of XLA's, each on one line."""
+
     def run(*args: Any) -> Any:
         try:
             return fn(*args)
+        except NotImplementedError as error:
+            lacking = [e.describe() for e in program.code.equations() if f"'{e.name}'" in str(error)]
+            raise UnsupportedPrimitive(f"XLA has no rule for {lacking[0] if lacking else error}") from error
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise OutOfMemory(f"{name} does not fit into the device's memory: {error}") from error
+            text = " ".join(str(error).split())
+            if "RESOURCE_EXHAUSTED" in text:
+                raise OutOfMemory(f"{program.name} does not fit into the device's memory: {text}") from error
+            raise ExecutionError(f"{program.name} failed in XLA: {text}") from error
 
     return run
