@@ -12,8 +12,9 @@ def _coverage(backend: Backend) -> tuple[str, str]:
     primitives = f"{len(rules)} rules" if rules else "all that XLA lowers"
     reasons: dict[str, list[str]] = {}
     for gap in backend.gaps:
-        what = {gap.primitive, gap.dtype} - {"*"}
-        reasons.setdefault(gap.reason, []).append(" ".join(f"`{name}`" for name in sorted(what)))
+        what = [f"`{name}`" for name in (gap.primitive, gap.dtype) if name != "*"]
+        where = ["in some cases"] if gap.case != "*" else []
+        reasons.setdefault(gap.reason, []).append(" ".join(what + where))
     gaps = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
     return primitives, gaps or "none"
 

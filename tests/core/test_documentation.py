@@ -65,7 +65,7 @@ def test_declared_gaps_of_mlx_are_what_the_reference_has_and_mlx_lacks():
 
     mlx, reference = m2ml.backends()["mlx"], m2ml.backends()["reference"]
     lacking = set(reference.rules) - set(mlx.rules) - CALLBACKS
-    assert {gap.primitive for gap in mlx.gaps} == lacking
+    assert {gap.primitive for gap in mlx.gaps if (gap.dtype, gap.case) == ("*", "*")} == lacking
 
 
 def test_the_readme_names_every_command():
