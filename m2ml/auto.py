@@ -26,7 +26,7 @@ from m2ml import arrays
 from m2ml.cache import ENVIRONMENT, cache_folder
 from m2ml.equivalence.bounds import RUNS as PERTURBED
 from m2ml.equivalence.bounds import Bound
-from m2ml.equivalence.compare import (
+from m2ml.equivalence.measure import (
     SECOND_LOOK,
     canonical,
     judge_all,

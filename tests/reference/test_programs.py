@@ -14,7 +14,7 @@ from jax import lax
 from run_harnesses import measured_bounds
 
 from m2ml import compat
-from m2ml.equivalence.compare import judge
+from m2ml.equivalence.judgement import judge
 from m2ml.program import Program
 
 Array = np.ndarray[Any, Any]

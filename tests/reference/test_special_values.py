@@ -14,7 +14,7 @@ from m2ml_reference.engine import ReferenceBackend
 from run_harnesses import measured_bounds
 
 from m2ml import compat
-from m2ml.equivalence.compare import judge
+from m2ml.equivalence.judgement import judge
 from m2ml.program import Program
 
 Array = np.ndarray[Any, Any]

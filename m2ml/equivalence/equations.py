@@ -1,0 +1,109 @@
+"""One equation against the reference, on exactly the same inputs: its own bound, without the rest of its program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from m2ml.backend import Backend
+from m2ml.control import CONTROL_FLOW
+from m2ml.equivalence.bounds import FACTOR, RUNS, SUMS, Bound, Perturbation, bound_of, error_scale, terms, tiny, unit
+from m2ml.equivalence.judgement import judge
+from m2ml.equivalence.properties import PROPERTIES, Held, properties
+from m2ml.equivalence.report import OutputReport
+from m2ml.interpreter import Code, Equation
+from m2ml.plugins import registry
+from m2ml.precision import narrow, widen
+
+Array = np.ndarray[Any, Any]
+
+#: Equations remembered by `same_equation`; beyond this many they are forgotten and compiled again.
+_MOST_SEEN = 4096
+_seen: dict[str, Equation] = {}
+
+
+def same_equation(equation: Equation) -> Equation:
+    """One object for equal equations, wherever they stand in a source file, so that XLA compiles them once."""
+    if equation.name in CONTROL_FLOW or any(isinstance(v, Code) for v in equation.params.values()):
+        return equation
+    if len(_seen) >= _MOST_SEEN:
+        _seen.clear()
+    key = f"{equation.name} {equation.inputs} {equation.outputs} {sorted(equation.params.items())}"
+    return _seen.setdefault(key, equation)
+
+
+def run_equation(backend: Backend, equation: Equation, inputs: Sequence[Array]) -> list[Array]:
+    """The equation's outputs on ``backend`` as NumPy arrays, from NumPy arrays of the declared dtypes."""
+    outs = backend.apply(same_equation(equation), [backend.from_host(x) for x in inputs])
+    return [backend.to_host(y) for y in outs]
+
+
+def expected_outputs(equation: Equation, inputs: Sequence[Array]) -> list[Array]:
+    """What the reference gives, in float64."""
+    return list(registry.get("reference").apply(equation, [widen(x) for x in inputs]))
+
+
+def equation_bounds(equation: Equation, inputs: Sequence[Array]) -> list[Bound]:
+    """The bound of each output of ``equation`` on ``inputs`` of the declared dtypes.
+
+    The error scale of a sum is what independent rounding errors add up to, so a single sum may be `FACTOR` times
+    that; every other scale is already a worst case. An engine may flush each term below the least normal number.
+    Nothing is allowed where an equation is exact; rounding of the output itself is the judgement's part.
+    """
+    wide, reference = [widen(x) for x in inputs], registry.get("reference")
+    expected = expected_outputs(equation, inputs)
+    if equation.name in CONTROL_FLOW:
+        return _measured(equation, wide, expected)
+    scales = error_scale(equation, wide, expected, lambda *xs: reference.apply(equation, xs))
+    factor, lost = (FACTOR, terms(equation)) if equation.name in SUMS else (1.0, 1)
+    lost *= 2 if any(map(np.iscomplexobj, expected)) else 1
+    bounds = []
+    for y, s, aval in zip(expected, scales, equation.outputs, strict=True):
+        exact = s is None
+        allowed = np.zeros(y.shape) if exact else np.where(np.isfinite(s), factor * s, 0.0) + lost * tiny(aval.dtype)
+        bounds.append(Bound(y, allowed, np.zeros(y.shape, bool), np.dtype(aval.dtype)))
+    return bounds
+
+
+def _measured(equation: Equation, inputs: Sequence[Array], expected: Sequence[Array]) -> list[Bound]:
+    """The spread of a loop's results when each equation of its body is moved by its error scale."""
+    reference: Any = registry.get("reference")
+    runs = []
+    for seed in range(RUNS):
+        perturb = Perturbation(np.random.default_rng(seed), reference.apply)
+        runs.append(type(reference)(perturb).apply(equation, inputs))
+    each = zip(range(len(expected)), equation.outputs, expected, strict=True)
+    return [bound_of(aval.dtype, y, [run[i] for run in runs]) for i, aval, y in each]
+
+
+def judge_equation(
+    equation: Equation, inputs: Sequence[Array], got: Sequence[Array], bounds: Sequence[Bound]
+) -> list[OutputReport]:
+    """Hold the outputs of one equation against their bounds; a factorisation against what defines it."""
+    names = ["result"] if len(got) == 1 else [f"output {i}" for i in range(len(got))]
+    if equation.name not in PROPERTIES:
+        return [judge(name, y, b, nan_parts=True) for name, y, b in zip(names, got, bounds, strict=True)]
+    judged = [_types(name, y, bound) for name, y, bound in zip(names, got, bounds, strict=True)]
+    if not all(report.ok for report in judged):
+        return judged
+    return [_held(held, got[0].dtype) for held in properties(equation, inputs, got, unit(equation.dtype))]
+
+
+def _types(name: str, got: Array, bound: Bound) -> OutputReport:
+    """Shape and dtype only."""
+    anything = Bound(bound.expected, bound.allowed, np.ones(bound.expected.shape, bool), bound.dtype)
+    return judge(name, got, anything)
+
+
+def _held(held: Held, dtype: Any) -> OutputReport:
+    worst = float(np.max(held.distance, initial=0.0))
+    share = worst / held.allowed if held.ok and worst else 0.0 if held.ok else np.inf
+    said = "" if held.ok else f"{held.said} fails by {worst:.3g}, allowed {held.allowed:.3g}"
+    return OutputReport(held.said, np.dtype(dtype).name, worst, share, (), 0, said)
+
+
+def rounded(bounds: Sequence[Bound]) -> list[Array]:
+    """The expected outputs as their dtypes hold them."""
+    return [narrow(bound.expected, bound.dtype) for bound in bounds]

@@ -1,0 +1,73 @@
+"""Measure the bounds of a program and run it on backends: what `compare`, `auto`, bisection and fuzzing share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from m2ml import arrays, compat
+from m2ml.equivalence.bounds import RUNS, Bound, Perturbation, bound_of
+from m2ml.equivalence.judgement import judge
+from m2ml.equivalence.report import BackendReport, Report
+from m2ml.plugins import registry
+from m2ml.program import Program
+from m2ml.staged import Staged
+
+Array = np.ndarray[Any, Any]
+
+#: Perturbed runs behind a verdict that a backend disagrees: a tie passes for decided in one of 2^SECOND_LOOK cases.
+SECOND_LOOK = 16
+
+
+def measured_bounds(program: Program, args: Sequence[Any], *, seed: int = 0, runs: int = RUNS) -> list[Bound]:
+    """The bound of each output leaf of ``program`` on host arrays ``args``, from ``1 + runs`` runs of the reference."""
+    reference: Any = registry.get("reference")
+    exact = reference.run_exact(program, args)
+    perturbed = [
+        reference.run_perturbed(program, args, Perturbation(np.random.default_rng((seed, i)), reference.apply))
+        for i in range(runs)
+    ]
+    avals = [compat.physical_aval(a) for a in program.jaxpr.out_avals]
+    return [
+        bound_of(a.dtype, y, [run[i] for run in perturbed]) for i, (a, y) in enumerate(zip(avals, exact, strict=True))
+    ]
+
+
+def physical(leaf: Any) -> Array:
+    """A leaf as the NumPy array that holds it (typed keys as uint32)."""
+    host = arrays.to_host(leaf)
+    return np.asarray(jax.random.key_data(host) if isinstance(host, jax.Array) else host)
+
+
+def canonical(host: Array) -> Array:
+    """``host`` in the dtype JAX would give it: float64 becomes float32 unless x64 is enabled."""
+    return np.asarray(host, jax.dtypes.canonicalize_dtype(host.dtype))
+
+
+def program_leaves(staged: Staged, args: Sequence[Any], kwargs: Any) -> list[Any]:
+    """The dynamic leaves of a call, in the order of its program's inputs, each with a dtype."""
+    dynamic, _ = staged.split(args, kwargs)
+    return [x if hasattr(x, "dtype") else np.asarray(x, arrays.aval_of(x).dtype) for x in jax.tree.leaves(dynamic)]
+
+
+def run_program(name: str, program: Program, host: Sequence[Array]) -> list[Array]:
+    """Outputs of ``program`` on backend ``name`` as NumPy arrays."""
+    backend = registry.get(name)
+    return [backend.to_host(x) for x in backend.compile(program)(*map(backend.from_host, host))]
+
+
+def judge_all(program: Program, results: Mapping[str, list[Any] | str], bounds: Sequence[Bound]) -> Report:
+    """Hold every backend's outputs (or its reason for having none) against the bounds."""
+    shape = jax.tree.unflatten(program.out_tree, list(range(len(bounds))))
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(shape)[0]]
+    reports = []
+    for name, outs in results.items():
+        if isinstance(outs, str):
+            reports.append(BackendReport(name, (), outs))
+        else:
+            judged = tuple(judge(p, y, b) for p, y, b in zip(paths, outs, bounds, strict=True))
+            reports.append(BackendReport(name, judged))
+    return Report(program.name, tuple(reports))
