@@ -37,5 +37,11 @@ class Disagreement(M2mlError, AssertionError):
     """A backend's result lies outside the measured bound around the reference."""
 
 
+def in_one_line(error: BaseException) -> str:
+    """The text of a stranger's error on one line; of a traceback inside it only the last line, which says what."""
+    text = str(error).strip()
+    return " ".join((text.splitlines()[-1] if "Traceback (most recent call last)" in text else text).split())
+
+
 class FallbackWarning(UserWarning):
     """An equation runs somewhere else than on the backend that was asked for; said once per program."""

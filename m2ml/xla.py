@@ -10,7 +10,7 @@ import numpy as np
 
 from m2ml import compat
 from m2ml.backend import Device, Executable, Gap, MemoryStats
-from m2ml.errors import BackendUnavailable, ExecutionError, OutOfMemory, UnsupportedPrimitive
+from m2ml.errors import BackendUnavailable, ExecutionError, OutOfMemory, UnsupportedPrimitive, in_one_line
 from m2ml.interpreter import Equation
 from m2ml.program import Program
 
@@ -96,9 +96,9 @@ def _explained(fn: Callable[..., Any], program: Program) -> Callable[..., Any]:
             lacking = [e.describe() for e in program.code.equations() if f"'{e.name}'" in str(error)]
             raise UnsupportedPrimitive(f"XLA has no rule for {lacking[0] if lacking else error}") from error
         except jax.errors.JaxRuntimeError as error:
-            text = " ".join(str(error).split())
-            if "RESOURCE_EXHAUSTED" in text:
-                raise OutOfMemory(f"{program.name} does not fit into the device's memory: {text}") from error
-            raise ExecutionError(f"{program.name} failed in XLA: {text}") from error
+            if "RESOURCE_EXHAUSTED" in str(error):
+                said = f"{program.name} does not fit into the device's memory: {in_one_line(error)}"
+                raise OutOfMemory(said) from error
+            raise ExecutionError(f"{program.name} failed in XLA: {in_one_line(error)}") from error
 
     return run

@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from m2ml.control import CONTROL_FLOW, run_control_flow
-from m2ml.errors import ExecutionError, FallbackWarning, UnsupportedPrimitive
+from m2ml.errors import ExecutionError, FallbackWarning, UnsupportedPrimitive, in_one_line
 from m2ml.interpreter import Code, Equation, Rule, Step, apply_rule
 from m2ml_mlx.convert import from_host, to_host
 from m2ml_mlx.rules.table import mlx_dtype
@@ -259,6 +259,9 @@ _cpu_jit = jax.jit(lambda equation, *arrays: equation.bind(*arrays), static_argn
 
 def run_on_cpu(equation: Equation, arrays: Sequence[mx.array]) -> list[mx.array]:
     """Run one equation on the CPU through JAX: host copies in, host copies out."""
-    with jax.default_device(jax.devices("cpu")[0]):
-        outs = _cpu_jit(equation, *(to_host(x) for x in arrays))
+    try:
+        with jax.default_device(jax.devices("cpu")[0]):
+            outs = _cpu_jit(equation, *(to_host(x) for x in arrays))
+    except jax.errors.JaxRuntimeError as error:
+        raise ExecutionError(f"{equation.describe()} failed: {in_one_line(error)}") from error
     return [from_host(np.asarray(x)) for x in outs]
