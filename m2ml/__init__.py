@@ -30,6 +30,10 @@ from m2ml.interpreter import Equation as Equation
 from m2ml.interpreter import Rules as Rules
 from m2ml.jit import Jitted as Jitted
 from m2ml.jit import jit as jit
+from m2ml.kernel import Kernel as Kernel
+from m2ml.op import Op as Op
+from m2ml.op import Sample as Sample
+from m2ml.op import op as op
 from m2ml.plugins import hookimpl as hookimpl
 from m2ml.program import Program as Program
 from m2ml.selection import current as current

@@ -133,8 +133,10 @@ def shaped_array(array: Any) -> Any:
     """``array``'s type as abstract evaluation gives it."""
     from jax.extend import core
 
-    return core.ShapedArray(tuple(array.shape), np.dtype(array.dtype)) if hasattr(core, "ShapedArray") else (
-        jax.core.ShapedArray(tuple(array.shape), np.dtype(array.dtype))
+    return (
+        core.ShapedArray(tuple(array.shape), np.dtype(array.dtype))
+        if hasattr(core, "ShapedArray")
+        else (jax.core.ShapedArray(tuple(array.shape), np.dtype(array.dtype)))
     )
 
 
@@ -142,7 +144,8 @@ def zero_tangent(primal: Any) -> Any:
     """The tangent of a value that does not change."""
     from jax.interpreters import ad
 
-    return ad.Zero.from_primal_value(primal)
+    zero: Any = ad.Zero
+    return zero.from_primal_value(primal)
 
 
 def enable_x64() -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from m2ml import arrays
 from m2ml.auto import choice_for
+from m2ml.kernel import select
 from m2ml.plugins import registry
 from m2ml.program import Program
 
@@ -53,4 +55,20 @@ def explain(staged: Staged, backend: str, args: Any, kwargs: Any) -> Explanation
     engine = registry.get(backend)
     device = engine.devices()[0]
     notes = getattr(engine, "explain", lambda program: ())(program)
+    notes = [*notes, *_ops(program, engine.name, device.kind)]
     return Explanation(program, backend, f"{device.name} ({device.kind})", notes, times)
+
+
+def _ops(program: Program, backend: str, device: str) -> list[str]:
+    """Per op what runs it, and why the kernels that do not decline."""
+    said: Counter[str] = Counter()
+
+    def note(call: Any, avals: Sequence[Any]) -> Any:
+        chosen = select(call, avals, backend, device)
+        what = f"kernel {chosen.kernel.name}" if chosen.kernel else "its definition"
+        why = "".join(f"; {name}: {reason}" for name, reason in chosen.reasons.items())
+        said[f"{call.name}: {what}{why}"] += 1
+        return chosen.run
+
+    program.code_with_ops(note)
+    return [f"{line} ({count} calls)" if count > 1 else line for line, count in said.items()]

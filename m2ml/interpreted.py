@@ -11,6 +11,7 @@ import numpy as np
 from m2ml.backend import Device, Executable, Gap, MemoryStats
 from m2ml.control import CONTROL_FLOW, run_control_flow
 from m2ml.interpreter import Code, Equation, Rule, apply_rule, evaluate
+from m2ml.kernel import keeper
 from m2ml.program import Program
 
 
@@ -37,7 +38,7 @@ class InterpreterBackend(ABC):
         return (Device("cpu", "host"),)
 
     def compile(self, program: Program) -> Executable:
-        code = program.code
+        code = program.code_with_ops(keeper(self.name, self.devices()[0].kind))
         return lambda *args: self.run(code, args)
 
     def run(self, code: Code, args: Sequence[Any]) -> list[Any]:

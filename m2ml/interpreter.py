@@ -10,7 +10,7 @@ Only ``scan``, ``while`` and ``cond`` still carry bodies; their parameters hold 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -29,7 +29,8 @@ class Equation:
     """One primitive applied to arrays of known shape and dtype.
 
     ``params`` are JAX's own parameters with every jaxpr replaced by `Code`. ``inputs`` and ``outputs`` are
-    `jax.ShapeDtypeStruct`; ``source`` is the user's line, ``file.py:12 (function)``, or empty.
+    `jax.ShapeDtypeStruct`; ``source`` is the user's line, ``file.py:12 (function)``, or empty. ``kernel`` is what runs
+    an op that was kept whole.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Equation:
     primitive: Any = field(repr=False, kw_only=True)
     bind_params: Mapping[str, Any] = field(repr=False, kw_only=True)
     key_dtypes: tuple[Any, ...] = field(default=(), repr=False)
+    kernel: Callable[..., Sequence[Any]] | None = field(default=None, repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,8 +127,17 @@ def equation_bodies(equation: Equation) -> Iterator[Code]:
 # jaxpr -> Code --------------------------------------------------------------------------------------
 
 
+#: ``keep(call, avals)`` gives the function that runs a call of an op on native arrays, or None for its definition.
+Keep = Callable[[Any, Sequence[Any]], Callable[..., Sequence[Any]] | None]
+
+
+def _definitions(call: Any, avals: Sequence[Any]) -> None:
+    """Keep no op whole."""
+
+
 class _Flattener:
-    def __init__(self) -> None:
+    def __init__(self, keep: Keep) -> None:
+        self.keep = keep
         self.avals: list[jax.ShapeDtypeStruct] = []
         self.constants: dict[int, np.ndarray[Any, Any]] = {}
         self.steps: list[Step] = []
@@ -173,6 +184,12 @@ class _Flattener:
             return args[: len(eqn.outvars)]
         if name == "platform_index":
             return [self.constant(compat.platform_index(eqn), eqn.outvars[0].aval)]
+        if name in compat.OPS:
+            call, avals = eqn.params["call"], [self.avals[a] for a in args]
+            kernel = self.keep(call, avals) if name == "m2ml_op" else None
+            if kernel is None:
+                return self.inline(call.jaxpr(avals), args, source)
+            return self.append(replace(self.convert(f"m2ml.{call.name}", eqn, source), kernel=kernel), args)
         called = compat.called_jaxpr(eqn)
         if called is not None:
             if name == "checkpoint" and eqn.params.get("differentiated") and eqn.params.get("prevent_cse"):
@@ -184,8 +201,11 @@ class _Flattener:
         expanded = compat.physical_equation(eqn) or compat.unbatched_while(eqn)
         if expanded is not None:
             return self.inline(expanded, args, source, expansion=True)
-        outs = [self.slot(v.aval) for v in eqn.outvars]
-        self.steps.append(Step(self.convert(name, eqn, source), tuple(args), tuple(outs)))
+        return self.append(self.convert(name, eqn, source), args)
+
+    def append(self, equation: Equation, args: list[int]) -> list[int]:
+        outs = [self.slot(aval) for aval in equation.outputs]
+        self.steps.append(Step(equation, tuple(args), tuple(outs)))
         return outs
 
     def barrier(self, args: list[int], source: str) -> list[int]:
@@ -199,7 +219,7 @@ class _Flattener:
         keys = tuple(a.dtype if compat.is_key(a.dtype) else None for a in inputs)
         return Equation(
             name=name,
-            params={key: _convert_param(value) for key, value in compat.parameters(eqn).items()},
+            params={key: self.param(value) for key, value in compat.parameters(eqn).items()},
             inputs=tuple(compat.physical_aval(a) for a in inputs),
             outputs=tuple(compat.physical_aval(v.aval) for v in eqn.outvars),
             source=source,
@@ -209,21 +229,22 @@ class _Flattener:
             key_dtypes=keys if any(k is not None for k in keys) else (),
         )
 
+    def param(self, value: Any) -> Any:
+        """A parameter of an equation with jaxprs as `Code`."""
+        if compat.is_jaxpr(value):
+            return flatten(compat.closed(value), self.keep)
+        if isinstance(value, tuple) and value and all(map(compat.is_jaxpr, value)):
+            return tuple(map(self.param, value))
+        return value
 
-def _convert_param(value: Any) -> Any:
-    if compat.is_jaxpr(value):
-        return flatten(compat.closed(value))
-    if isinstance(value, tuple) and value and all(map(compat.is_jaxpr, value)):
-        return tuple(flatten(compat.closed(v)) for v in value)
-    return value
 
-
-def flatten(jaxpr: core.ClosedJaxpr) -> Code:
+def flatten(jaxpr: core.ClosedJaxpr, keep: Keep = _definitions) -> Code:
     """Flatten a closed jaxpr: inline calls, make keys physical, drop dead equations, list constants once.
 
-    Random numbers are scaled as XLA scales them (`m2ml.contraction`).
+    Random numbers are scaled as XLA scales them (`m2ml.contraction`). Calls of ops become their definitions, but for
+    those that ``keep`` gives a function for.
     """
-    flattener = _Flattener()
+    flattener = _Flattener(keep)
     inputs = [flattener.slot(v.aval) for v in jaxpr.jaxpr.invars]
     outputs = flattener.inline(jaxpr, inputs)
     return _prune(flattener, inputs, outputs)
@@ -274,7 +295,7 @@ class Rules(dict[str, Rule]):
 
 def apply_rule(rules: Mapping[str, Rule], equation: Equation, arrays: Sequence[Any]) -> list[Any]:
     """Run the rule of one equation; anything it raises names the primitive, the shapes and the user's line."""
-    rule = rules.get(equation.name)
+    rule = rules.get(equation.name) if equation.kernel is None else _kernel_rule
     if rule is None and equation.name == "multiply_add":
         x, y, z = arrays
         product = apply_rule(rules, equation.params["mul"], [x, y])
@@ -290,6 +311,11 @@ def apply_rule(rules: Mapping[str, Rule], equation: Equation, arrays: Sequence[A
     except Exception as error:
         raise ExecutionError(f"{equation.describe()} failed: {error}") from error
     return list(out) if isinstance(out, list | tuple) else [out]
+
+
+def _kernel_rule(equation: Equation, *arrays: Any) -> Sequence[Any]:
+    assert equation.kernel is not None
+    return equation.kernel(*arrays)
 
 
 #: Runs one equation on native arrays and gives the list of its results.

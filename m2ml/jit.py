@@ -31,6 +31,7 @@ def jit(
     donate_argnames: str | Iterable[str] = (),
     strict: bool = False,
     debug: bool = False,
+    kernels: bool = True,
 ) -> Jitted[P, R]: ...
 @overload
 def jit(
@@ -42,6 +43,7 @@ def jit(
     donate_argnames: str | Iterable[str] = (),
     strict: bool = False,
     debug: bool = False,
+    kernels: bool = True,
 ) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
 def jit(
     fn: Callable[..., Any] | None = None,
@@ -52,6 +54,7 @@ def jit(
     donate_argnames: str | Iterable[str] = (),
     strict: bool = False,
     debug: bool = False,
+    kernels: bool = True,
 ) -> Any:
     """Compile ``fn`` for whichever backend it is called on.
 
@@ -66,6 +69,7 @@ def jit(
       donate_argnames: arguments whose buffers the engine may reuse; do not use them after the call.
       strict: raise where a backend would run an equation elsewhere, instead of warning.
       debug: run one equation at a time and raise `m2ml.NotANumber` at the first that makes a NaN.
+      kernels: False runs the definition of every op of `m2ml.ops`, even where a kernel could.
 
     >>> import m2ml, jax.numpy as jnp
     >>> @m2ml.jit
@@ -82,12 +86,13 @@ def jit(
             donate_argnames=donate_argnames,
             strict=strict,
             debug=debug,
+            kernels=kernels,
         )
     if not callable(fn):
         raise TypeError(f"m2ml.jit takes a function; got {type(fn).__name__}")
     if backend is not None:
         selection.check_name(backend)
-    return Jitted(Staged(fn, _names(static_argnames), _names(donate_argnames), strict, debug), backend)
+    return Jitted(Staged(fn, _names(static_argnames), _names(donate_argnames), strict, debug, kernels), backend)
 
 
 def _names(names: str | Iterable[str]) -> tuple[str, ...]:
@@ -152,7 +157,7 @@ class Jitted(Generic[P, R]):
     @functools.cached_property
     def _pure_staged(self) -> Staged:
         s = self.staged
-        return Staged(modules.pure(s.fn), ("structure",), ("state",) if s.donate else (), s.strict, s.debug)
+        return Staged(modules.pure(s.fn), ("structure",), ("state",) if s.donate else (), s.strict, s.debug, s.kernels)
 
     def _pure(self) -> Jitted[..., Any]:
         return Jitted(self._pure_staged, self._backend)

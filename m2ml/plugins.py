@@ -17,6 +17,8 @@ import pluggy
 
 from m2ml.backend import Backend
 from m2ml.errors import BackendNotFound, BackendUnavailable, M2mlError
+from m2ml.kernel import Kernel, kernels
+from m2ml.op import Op, ops
 
 GROUP = "m2ml"
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -32,6 +34,14 @@ class HookSpecs:
     @hookspec
     def m2ml_register_backends(self, register: Register) -> None:
         """Call ``register(name, factory, about="what it is", install="pip install ...")`` for each backend."""
+
+    @hookspec
+    def m2ml_register_kernels(self, register: Callable[[Kernel], None]) -> None:
+        """Call ``register(m2ml.Kernel(...))`` for each kernel."""
+
+    @hookspec
+    def m2ml_register_ops(self, register: Callable[[Op], None]) -> None:
+        """Call ``register(op)`` for each op that the plugin adds, so that the suite and the tables find it."""
 
 
 @dataclass
@@ -91,6 +101,8 @@ class Registry:
             self.register(name, factory, about=about, install=install, plugin=plugin)
 
         manager.hook.m2ml_register_backends(register=register)
+        manager.hook.m2ml_register_kernels(register=kernels.register)
+        manager.hook.m2ml_register_ops(register=ops.register)
 
     def names(self) -> tuple[str, ...]:
         """Every registered name, whether or not it runs here."""
@@ -158,3 +170,4 @@ def _one_line(error: BaseException | None) -> str:
 
 #: The process's registry.
 registry = Registry()
+kernels.discover = registry.discover

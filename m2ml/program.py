@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from m2ml.cost import Cost, cost_of
-from m2ml.interpreter import Code, flatten
+from m2ml.interpreter import Code, Keep, flatten
 
 if TYPE_CHECKING:
     from jax.extend import core
@@ -37,8 +37,12 @@ class Program:
 
     @cached_property
     def code(self) -> Code:
-        """The program as one flat list of equations; see `m2ml.interpreter`."""
+        """The program as one flat list of equations, ops as their definitions; see `m2ml.interpreter`."""
         return flatten(self.jaxpr)
+
+    def code_with_ops(self, keep: Keep) -> Code:
+        """`code` in which those calls of ops stay whole that ``keep(call, avals)`` gives a function to run with."""
+        return flatten(self.jaxpr, keep)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from m2ml import compat
+from m2ml import compat, kernel
 from m2ml.backend import Device, Executable, Gap, MemoryStats
 from m2ml.errors import BackendUnavailable, ExecutionError, OutOfMemory, UnsupportedPrimitive, in_one_line
 from m2ml.interpreter import Equation
@@ -27,6 +27,7 @@ class XlaBackend:
             self.device = jax.devices(platform)[0]
         except RuntimeError as error:
             raise BackendUnavailable(f"JAX has no {platform!r} device: {error}") from error
+        kernel.platforms[platform] = name
         self._is_default = jax.default_backend() == platform
         self._apply: Callable[..., Any] = jax.jit(_bind, static_argnums=0)
 

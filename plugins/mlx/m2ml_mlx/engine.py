@@ -16,6 +16,7 @@ from m2ml.backend import Device, Executable, Gap, MemoryStats
 from m2ml.control import CONTROL_FLOW, run_control_flow
 from m2ml.errors import OutOfMemory
 from m2ml.interpreter import Code, Equation, Rule, UnsupportedPrimitive, apply_rule
+from m2ml.kernel import keeper
 from m2ml.program import Program
 from m2ml_mlx import convert
 from m2ml_mlx.gaps import GAPS
@@ -54,9 +55,13 @@ class MlxBackend:
     def compile(self, program: Program) -> Executable:
         self._check_dtypes(program.code)
         with self._lock:
-            partition = Partitioner(self.rules, compiled=self.compiled, strict=program.strict).partition(program.code)
+            partition = self._partition(program, strict=program.strict)
         run = self._runner(partition)
         return self._deferred(run, program.name) if any(program.donated) else self._dispatched(run, program.name)
+
+    def _partition(self, program: Program, *, strict: bool) -> Partition:
+        code = program.code_with_ops(keeper(self.name, self.devices()[0].kind))
+        return Partitioner(self.rules, compiled=self.compiled, strict=strict).partition(code)
 
     def _check_dtypes(self, code: Code) -> None:
         for aval in {(a.dtype, a.shape): a for a in code.avals}.values():
@@ -122,7 +127,7 @@ class MlxBackend:
 
     def explain(self, program: Program) -> list[str]:
         """Sentences for `Jitted.explain`: the regions and what runs outside them."""
-        partition = Partitioner(self.rules, compiled=self.compiled, strict=False).partition(program.code)
+        partition = self._partition(program, strict=False)
         how = "compiled by mx.compile" if self.compiled else "built without mx.compile"
         sizes = [len(part.steps) for part in partition.parts if isinstance(part, Region)]
         driven = [part.step.equation.name for part in partition.parts if not isinstance(part, Region)]

@@ -128,7 +128,7 @@ class Partitioner:
             return self._control(step)
         if equation.name in CALLBACKS:
             return HostStep(step, lambda arrays: run_on_cpu(equation, arrays))
-        if equation.name not in self.rules:
+        if equation.kernel is None and equation.name not in self.rules:
             return self._fallback(step, "MLX has nothing for it")
         try:
             outs = apply_rule(self.rules, equation, [shadow[i] for i in step.inputs])

@@ -1,0 +1,198 @@
+"""Hold every op against its definition in float64: values, laws, gradients, vmap, and that its faults are caught.
+
+What runs is a backend's kernel where one accepts and the definition where ``kernels`` is False; what it is held
+against is always the definition, run by the reference, within the bound that its own conditioning gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from m2ml import compat
+from m2ml.equivalence.measure import canonical, judge_all, measured_bounds, physical, program_leaves, run_program
+from m2ml.errors import Disagreement
+from m2ml.kernel import kernels as registered
+from m2ml.kernel import select
+from m2ml.op import Op, Sample
+from m2ml.plugins import registry
+from m2ml.staged import Staged
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """An op on a backend, by its kernels or by its definition."""
+
+    backend: str
+    kernels: bool
+
+    def __str__(self) -> str:
+        return f"{self.backend} ({'kernels' if self.kernels else 'definition'})"
+
+    def runs(self, fn: Function) -> Function:
+        """``fn`` on this backend with NumPy results."""
+
+        def run(*args: Any) -> Any:
+            staged = Staged(fn, kernels=self.kernels)
+            program = staged.trace(args, {})
+            host = [canonical(physical(x)) for x in program_leaves(staged, args, {})]
+            return jax.tree.unflatten(program.out_tree, run_program(self.backend, program, host))
+
+        return run
+
+
+def implementations(op: Op, backends: Sequence[str]) -> list[Implementation]:
+    """The definition on each backend, and the kernels where a backend has any for ``op`` or its backward op."""
+    found = [Implementation(name, False) for name in backends]
+    names = (op.name, op.backward.name)
+    return found + [Implementation(b, True) for b in backends if any(registered.of(name, b) for name in names)]
+
+
+def in_dtype(sample: Sample, dtype: Any) -> tuple[Any, ...]:
+    """The arguments of a sample with their float32 arrays in ``dtype``."""
+
+    def cast(x: Any) -> Any:
+        array = np.asarray(x)
+        with np.errstate(over="ignore"):
+            return array.astype(dtype) if array.dtype == np.float32 else array
+
+    return tuple(jax.tree.map(cast, arg) for arg in sample.args)
+
+
+def assert_agrees(what: str, fn: Function, exact: Function, args: Sequence[Any], on: Sequence[Implementation]) -> None:
+    """``fn`` on each implementation lies within the bound of ``exact`` on the reference."""
+    wanted = Staged(exact, kernels=False)
+    program = wanted.trace(args, {})
+    host = [canonical(physical(x)) for x in program_leaves(wanted, args, {})]
+    bounds = measured_bounds(program, host)
+    for implementation in on:
+        got = jax.tree.leaves(implementation.runs(fn)(*args))
+        report = judge_all(program, {str(implementation): got}, bounds)
+        if not report.ok:
+            raise Disagreement(f"{what}: {report}")
+
+
+def call_of(op: Op | Function, sample: Sample) -> Function:
+    return lambda *args: op(*args, **sample.static)
+
+
+def check_values(op: Op, sample: Sample, dtype: Any, on: Sequence[Implementation]) -> None:
+    """Values on one sample. Raises `m2ml.Disagreement`."""
+    args, what = in_dtype(sample, dtype), f"{op.name} on {sample.name}"
+    assert_agrees(what, call_of(op, sample), call_of(op.definition, sample), args, on)
+
+
+def check_laws(op: Op, sample: Sample, dtype: Any, on: Implementation) -> None:
+    """Every law on one sample. Raises AssertionError."""
+
+    def run(*args: Any, **static: Any) -> Any:
+        return on.runs(lambda *xs: op(*xs, **static))(*args)
+
+    for law in op.laws:
+        try:
+            law(run, *in_dtype(sample, dtype), **sample.static)
+        except AssertionError as error:
+            raise AssertionError(f"{op.name} on {sample.name}, {on}: {law.__name__}: {error}") from error
+
+
+def pullback(fn: Function, args: Sequence[Any]) -> Function:
+    """``(args, cotangents) -> gradients`` of the floating results of ``fn`` for its floating arguments."""
+    leaves, tree = jax.tree.flatten(tuple(args))
+    floating = [i for i, x in enumerate(leaves) if compat.is_inexact(np.asarray(x).dtype)]
+
+    def gradients(arguments: Any, cotangents: Any) -> Any:
+        every = jax.tree.leaves(arguments)
+
+        def of_floating(*chosen: Any) -> list[Any]:
+            filled = list(every)
+            for i, x in zip(floating, chosen, strict=True):
+                filled[i] = x
+            outs = jax.tree.leaves(fn(*jax.tree.unflatten(tree, filled)))
+            return [y for y in outs if compat.is_inexact(y.dtype)]
+
+        return jax.vjp(of_floating, *(every[i] for i in floating))[1](list(cotangents))
+
+    return gradients
+
+
+def cotangents_of(fn: Function, args: Sequence[Any]) -> list[Any]:
+    """Fixed random numbers in the shapes and dtypes of the floating results."""
+    rng, outs = np.random.default_rng(7), jax.tree.leaves(jax.eval_shape(fn, *args))
+    return [rng.standard_normal(y.shape).astype(y.dtype) for y in outs if compat.is_inexact(y.dtype)]
+
+
+def check_gradient(op: Op, sample: Sample, dtype: Any, on: Sequence[Implementation]) -> None:
+    """The vector-Jacobian product against that of the definition. Raises `m2ml.Disagreement`."""
+    args = in_dtype(sample, dtype)
+    exact = call_of(op.definition, sample)
+    given = cotangents_of(exact, args)
+    fn = pullback(call_of(op, sample), args)
+    assert_agrees(f"gradient of {op.name} on {sample.name}", fn, pullback(exact, args), (args, given), on)
+
+
+def check_vmap(op: Op, sample: Sample, on: Sequence[Implementation]) -> None:
+    """Mapped over each array argument alone, and over all. Raises `m2ml.Disagreement`."""
+    leaves, tree = jax.tree.flatten(in_dtype(sample, np.float32))
+    for mapped in (*((i,) for i in range(len(leaves))), tuple(range(len(leaves)))):
+        stacked = [np.stack([x, x[::-1] if x.ndim else x]) if i in mapped else x for i, x in enumerate(leaves)]
+        axes = [0 if i in mapped else None for i in range(len(leaves))]
+
+        def of_leaves(function: Op | Function) -> Function:
+            return lambda *xs: call_of(function, sample)(*jax.tree.unflatten(tree, xs))
+
+        fn, exact = (jax.vmap(of_leaves(f), in_axes=axes) for f in (op, op.definition))
+        assert_agrees(f"{op.name} mapped over {mapped} on {sample.name}", fn, exact, stacked, on)
+
+
+def check_second_derivative(op: Op, sample: Sample, on: Sequence[Implementation]) -> None:
+    """The derivative of the gradient's squares, in reverse again. Raises `m2ml.Disagreement`."""
+    args = in_dtype(sample, np.float32)
+    given = cotangents_of(call_of(op.definition, sample), args)
+
+    def twice(function: Op | Function) -> Function:
+        gradients = pullback(call_of(function, sample), args)
+
+        def squares(*arguments: Any) -> Any:
+            return sum(jnp.sum(g * g) for g in gradients(arguments, given))
+
+        floating = [compat.is_inexact(x.dtype) for x in jax.tree.leaves(args)]
+        return pullback(squares, args) if any(floating) else lambda a, c: ()
+
+    one = [np.ones((), np.float32)]
+    assert_agrees(f"second derivative of {op.name} on {sample.name}", twice(op), twice(op.definition), (args, one), on)
+
+
+def planted(op: Op, fault: Function) -> Op:
+    """``op`` with a wrong definition; it is held against the right one."""
+    wrong = Op(fault, op.shapes.text, f"{op.name}_{fault.__name__}")
+    wrong.laws, wrong.samples = op.laws, op.samples
+    return wrong
+
+
+def fault_is_caught(op: Op, fault: Function, samples: Sequence[Sample], backend: str) -> bool:
+    """Whether some sample or law shows that ``fault`` is wrong."""
+    on, wrong = Implementation(backend, False), planted(op, fault)
+    for sample in samples:
+        args = in_dtype(sample, np.float32)
+        try:
+            assert_agrees(fault.__name__, call_of(wrong, sample), call_of(op.definition, sample), args, [on])
+            check_laws(wrong, sample, np.float32, on)
+        except (Disagreement, AssertionError):
+            return True
+    return False
+
+
+def what_ran(op: Op, samples: Sequence[Sample], backend: str, dtype: Any) -> Iterator[str]:
+    """Which implementation runs each sample on ``backend``: a kernel's name, or ``definition``."""
+    device = registry.get(backend).devices()[0].kind
+    for sample in samples:
+        call, leaves = op.bind(in_dtype(sample, dtype), sample.static)
+        chosen = select(call, [compat.abstract(x) for x in leaves], backend, device).kernel
+        yield chosen.name if chosen else "definition"

@@ -1,0 +1,111 @@
+"""Every op on every backend, by its kernels and by its definition, against the definition in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import m2ml.ops  # noqa: F401 - registers the ops
+from m2ml.equivalence.ops import (
+    Implementation,
+    check_gradient,
+    check_laws,
+    check_second_derivative,
+    check_values,
+    check_vmap,
+    fault_is_caught,
+    implementations,
+    planted,
+)
+from m2ml.op import ops
+
+BACKENDS = ("cpu", "mlx")
+DTYPES = (np.float32, jnp.bfloat16, np.float16)
+
+
+@pytest.fixture(autouse=True)
+def compiled_programs_are_let_go():
+    yield
+    jax.clear_caches()
+
+
+def sampled(op, every=1, start=0):
+    """Every so many of the op's samples, from ``start``."""
+    return list(op.samples())[start::every]
+
+
+def small(op, count=3):
+    """The smallest samples that have more than one element, without empty arrays."""
+    sizes = [(sum(np.size(x) for x in jax.tree.leaves(s.args)), s) for s in op.samples()]
+    return [s for size, s in sorted(sizes, key=lambda pair: pair[0]) if size > 4][:count]
+
+
+@pytest.mark.parametrize("name", sorted(ops))
+def test_values(name):
+    on = implementations(ops[name], BACKENDS)
+    for sample in sampled(ops[name]):
+        check_values(ops[name], sample, np.float32, on)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", sorted(ops))
+def test_values_in_half_precision(name, dtype):
+    on = implementations(ops[name], BACKENDS)
+    for sample in sampled(ops[name], 3, DTYPES.index(dtype)):
+        check_values(ops[name], sample, dtype, on)
+
+
+@pytest.mark.parametrize("name", sorted(ops))
+def test_laws(name):
+    for on in implementations(ops[name], BACKENDS):
+        for sample in sampled(ops[name], 4):
+            check_laws(ops[name], sample, np.float32, on)
+
+
+@pytest.mark.parametrize("name", sorted(ops))
+def test_gradients(name):
+    on = implementations(ops[name], BACKENDS)
+    for sample in sampled(ops[name], 4):
+        check_gradient(ops[name], sample, np.float32, on)
+    for dtype in DTYPES[1:]:
+        check_gradient(ops[name], small(ops[name])[-1], dtype, on)
+
+
+@pytest.mark.parametrize("name", sorted(ops))
+def test_vmap(name):
+    for sample in small(ops[name], 2):
+        check_vmap(ops[name], sample, implementations(ops[name], BACKENDS))
+
+
+@pytest.mark.parametrize("name", sorted(ops))
+def test_second_derivatives(name):
+    check_second_derivative(ops[name], small(ops[name])[-1], implementations(ops[name], BACKENDS))
+
+
+@pytest.mark.parametrize(("name", "fault"), [(n, f) for n in sorted(ops) for f in ops[n].faults])
+def test_a_planted_fault_is_caught(name, fault):
+    assert fault_is_caught(ops[name], fault, sampled(ops[name]), "mlx"), f"{name}: {fault.__name__} passes for right"
+
+
+@pytest.mark.parametrize("name", sorted(ops))
+def test_an_op_has_laws_and_at_least_six_faults(name):
+    assert ops[name].laws
+    assert len(ops[name].faults) >= 6
+    assert (ops[name].__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("name", sorted(ops))
+def test_each_law_kills_a_fault(name):
+    """A law that no wrong version breaks is decoration."""
+    for law in ops[name].laws:
+        assert any(_breaks(planted(ops[name], fault), law) for fault in ops[name].faults), law.__name__
+
+
+def _breaks(wrong, law):
+    wrong.laws = [law]
+    try:
+        for sample in small(wrong, 6):
+            check_laws(wrong, sample, np.float32, Implementation("mlx", False))
+    except AssertionError:
+        return True
+    return False
