@@ -137,7 +137,7 @@ def _compiled(program: Program, host: Sequence[Array], backend: str) -> Divergen
     worst = _judged(last, host, backend)
     if worst is None:
         step = _writer(code, whole[0])
-        return step and _divergence(step.equation, whole[1], "whole")
+        return _divergence(step.equation, whole[1], "whole") if step else None
     right, wrong = 0, len(code.steps)
     while wrong - right > 1:
         middle = (right + wrong) // 2

@@ -61,8 +61,9 @@ def equation_bounds(equation: Equation, inputs: Sequence[Array]) -> list[Bound]:
     lost *= 2 if any(map(np.iscomplexobj, expected)) else 1
     bounds = []
     for y, s, aval in zip(expected, scales, equation.outputs, strict=True):
-        exact = s is None
-        allowed = np.zeros(y.shape) if exact else np.where(np.isfinite(s), factor * s, 0.0) + lost * tiny(aval.dtype)
+        allowed = np.zeros(y.shape)
+        if s is not None:
+            allowed = np.where(np.isfinite(s), factor * s, 0.0) + lost * tiny(aval.dtype)
         bounds.append(Bound(y, allowed, np.zeros(y.shape, bool), np.dtype(aval.dtype)))
     return bounds
 

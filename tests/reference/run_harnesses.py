@@ -24,7 +24,7 @@ from m2ml_reference.engine import ReferenceBackend
 
 from m2ml import compat
 from m2ml.equivalence.bounds import EXACT, ROUNDED, RUNS, SUMS, Perturbation, bound_of, unit
-from m2ml.equivalence.compare import judge
+from m2ml.equivalence.judgement import judge
 from m2ml.program import Program
 
 Array = np.ndarray[Any, Any]
