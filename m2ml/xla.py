@@ -10,7 +10,7 @@ import numpy as np
 
 from m2ml import compat, kernel
 from m2ml.backend import Device, Executable, Gap, MemoryStats
-from m2ml.errors import BackendUnavailable, ExecutionError, OutOfMemory, UnsupportedPrimitive, in_one_line
+from m2ml.errors import BackendUnavailable, ExecutionError, OutOfMemory, UnsupportedDtype, UnsupportedPrimitive, in_one_line
 from m2ml.interpreter import Equation
 from m2ml.program import Program
 
@@ -18,7 +18,9 @@ from m2ml.program import Program
 class XlaBackend:
     """Runs programs through ``jax.jit`` on the first device of ``platform``."""
 
-    gaps: Sequence[Gap] = ()
+    gaps: Sequence[Gap] = tuple(
+        Gap("*", name, "XLA runs no program on it") for name in ("float6_e2m3fn", "float6_e3m2fn", "int1", "uint1")
+    )
 
     def __init__(self, name: str, platform: str) -> None:
         self.name = name
@@ -53,14 +55,22 @@ class XlaBackend:
         return self.place(jitted)
 
     def compile(self, program: Program) -> Executable:
+        for dtype in {aval.dtype for aval in program.code.avals}:
+            self._check_dtype(dtype, f"in {program.name}")
         donated = [i for i, given in enumerate(program.donated) if given]
         flat = jax.jit(compat.on_physical_arrays(program.jaxpr), donate_argnums=donated)
         return self.place(_explained(flat, program))
+
+    def _check_dtype(self, dtype: Any, where: str) -> None:
+        name = np.dtype(dtype).name
+        if any(gap.primitive == "*" and gap.dtype == name for gap in self.gaps):
+            raise UnsupportedDtype(f"XLA has no {name} ({where}); use another dtype in the program")
 
     def apply(self, equation: Equation, arrays: Sequence[Any]) -> list[Any]:
         return list(self.place(self._apply)(equation, *arrays))
 
     def from_host(self, array: np.ndarray[Any, Any]) -> Any:
+        self._check_dtype(array.dtype, f"an array put on {self.name}")
         return jax.device_put(array) if self._is_default else jax.device_put(array, self.device)
 
     def to_host(self, array: Any) -> np.ndarray[Any, Any]:
