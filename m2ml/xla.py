@@ -10,7 +10,14 @@ import numpy as np
 
 from m2ml import compat, kernel
 from m2ml.backend import Device, Executable, Gap, MemoryStats
-from m2ml.errors import BackendUnavailable, ExecutionError, OutOfMemory, UnsupportedDtype, UnsupportedPrimitive, in_one_line
+from m2ml.errors import (
+    BackendUnavailable,
+    ExecutionError,
+    OutOfMemory,
+    UnsupportedDtype,
+    UnsupportedPrimitive,
+    in_one_line,
+)
 from m2ml.interpreter import Equation
 from m2ml.program import Program
 
