@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -66,7 +67,7 @@ class XlaBackend:
             self._check_dtype(dtype, f"in {program.name}")
         donated = [i for i, given in enumerate(program.donated) if given]
         flat = jax.jit(compat.on_physical_arrays(program.jaxpr), donate_argnums=donated)
-        return self.place(_explained(flat, program))
+        return self.place(_refusing(flat, program))
 
     def _check_dtype(self, dtype: Any, where: str) -> None:
         name = np.dtype(dtype).name
@@ -81,13 +82,15 @@ class XlaBackend:
         return jax.device_put(array) if self._is_default else jax.device_put(array, self.device)
 
     def to_host(self, array: Any) -> np.ndarray[Any, Any]:
-        return np.asarray(array)
+        with _explained(f"a program on {self.name}"):
+            return np.asarray(array)
 
     def owns(self, array: Any) -> bool:
         return isinstance(array, jax.Array)
 
     def wait(self, arrays: Sequence[Any]) -> None:
-        jax.block_until_ready(list(arrays))
+        with _explained(f"a program on {self.name}"):
+            jax.block_until_ready(list(arrays))
 
     def memory(self) -> MemoryStats:
         stats = self.device.memory_stats() or {}
@@ -104,19 +107,26 @@ def _memory_limit(device: Any) -> int | None:
     return int(limit) if limit is not None else None
 
 
-def _explained(fn: Callable[..., Any], program: Program) -> Callable[..., Any]:
-    """``fn`` with the errors of the contract in place of XLA's, each on one line."""
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """The errors of the contract in place of XLA's, each on one line."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise OutOfMemory(f"{what} does not fit into the device's memory: {in_one_line(error)}") from error
+        raise ExecutionError(f"{what} failed in XLA: {in_one_line(error)}") from error
+
+
+def _refusing(fn: Callable[..., Any], program: Program) -> Callable[..., Any]:
+    """``fn``, which refuses a primitive that XLA has no rule for."""
 
     def run(*args: Any) -> Any:
         try:
-            return fn(*args)
+            with _explained(program.name):
+                return fn(*args)
         except NotImplementedError as error:
             lacking = [e.describe() for e in program.code.equations() if f"'{e.name}'" in str(error)]
             raise UnsupportedPrimitive(f"XLA has no rule for {lacking[0] if lacking else error}") from error
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
-                said = f"{program.name} does not fit into the device's memory: {in_one_line(error)}"
-                raise OutOfMemory(said) from error
-            raise ExecutionError(f"{program.name} failed in XLA: {in_one_line(error)}") from error
 
     return run

@@ -14,6 +14,7 @@ import numpy as np
 from m2ml import interpreter
 from m2ml.backend import Device, Executable, Gap, MemoryStats
 from m2ml.control import CONTROL_FLOW, run_control_flow
+from m2ml.cost import nbytes
 from m2ml.errors import OutOfMemory
 from m2ml.interpreter import Code, Equation, Rule, UnsupportedPrimitive, apply_rule
 from m2ml.kernel import keeper
@@ -54,6 +55,7 @@ class MlxBackend:
 
     def compile(self, program: Program) -> Executable:
         self._check_dtypes(program.code)
+        _check_sizes(program)
         with self._lock:
             partition = self._partition(program, strict=program.strict)
         run = self._runner(partition)
@@ -152,6 +154,19 @@ class MlxBackend:
 
     def memory(self) -> MemoryStats:
         return MemoryStats(mx.get_active_memory(), mx.get_peak_memory())
+
+
+def _check_sizes(program: Program) -> None:
+    """Refuse an array larger than the memory: on a CPU, MLX ends the process where an allocation fails."""
+    info = mx.device_info() if convert.on_gpu() else {}
+    limit = int(info.get("memory_size", 0)) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for equation in program.code.equations():
+        size = 0 if equation.name == "broadcast_in_dim" else max(map(nbytes, equation.outputs), default=0)
+        if size > limit:
+            raise OutOfMemory(
+                f"{program.name} does not fit into MLX's memory of {limit:,} bytes: {equation.describe()} makes an array "
+                f"of {size:,}; use a smaller batch or a smaller model"
+            )
 
 
 def _explain_memory(error: Exception, name: str) -> Exception:
