@@ -21,7 +21,6 @@ from m2ml.control import CONTROL_FLOW, run_control_flow
 from m2ml.equivalence.equations import equation_bounds, judge_equation, rounded, run_equation
 from m2ml.equivalence.measure import SECOND_LOOK, judge_all, measured_bounds, run_program
 from m2ml.equivalence.report import Divergence, OutputReport
-from m2ml.errors import M2mlError
 from m2ml.interpreter import Code, Equation, Step, evaluate
 from m2ml.plugins import registry
 from m2ml.program import Program
@@ -77,7 +76,7 @@ class _Stepper:
         loop = equation.name in CONTROL_FLOW
         try:
             reports = judge_equation(equation, inputs, run_equation(self.engine, equation, inputs), bounds)
-        except (M2mlError, RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # whatever an engine raises is what it gave
             reports = [failed(error)]
         worst = worst_of(reports)
         if loop and (self.enter_all or worst):
@@ -133,15 +132,19 @@ def _compiled(program: Program, host: Sequence[Array], backend: str) -> Divergen
     whole = _judged(program, host, backend)
     if whole is None or not code.steps:
         return None
-    last = _beginning(program, len(code.steps))
-    worst = _judged(last, host, backend)
+    raises = not whole[1].dtype  # then what is looked for is the first equation with which it raises
+
+    def beginning(count: int) -> tuple[int, OutputReport] | None:
+        found = _judged(_beginning(program, count), host, backend)
+        return found if found is None or raises == (not found[1].dtype) else None
+
+    right, wrong, worst = 0, len(code.steps), beginning(len(code.steps))
     if worst is None:
         step = _writer(code, whole[0])
         return _divergence(step.equation, whole[1], "whole") if step else None
-    right, wrong = 0, len(code.steps)
     while wrong - right > 1:
         middle = (right + wrong) // 2
-        found = _judged(_beginning(program, middle), host, backend)
+        found = beginning(middle)
         if found is None:
             right = middle
         else:
@@ -157,7 +160,7 @@ def _judged(program: Program, host: Sequence[Array], backend: str) -> tuple[int,
     """Number and report of the worst output of a compiled program that is outside its bound."""
     try:
         results = {backend: run_program(backend, program, host)}
-    except (M2mlError, RuntimeError) as error:
+    except Exception as error:  # whatever an engine raises is what it gave
         return 0, failed(error)
     outputs = judge_all(program, results, measured_bounds(program, host, runs=SECOND_LOOK)).backends[0].outputs
     wrong = [(i, out) for i, out in enumerate(outputs) if not out.ok]
