@@ -164,8 +164,8 @@ def _check_sizes(program: Program) -> None:
         size = 0 if equation.name == "broadcast_in_dim" else max(map(nbytes, equation.outputs), default=0)
         if size > limit:
             raise OutOfMemory(
-                f"{program.name} does not fit into MLX's memory of {limit:,} bytes: {equation.describe()} makes an array "
-                f"of {size:,}; use a smaller batch or a smaller model"
+                f"{program.name} does not fit into MLX's memory of {limit:,} bytes: {equation.describe()} makes an "
+                f"array of {size:,}; use a smaller batch or a smaller model"
             )
 
 
