@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import m2ml
+from m2ml.equivalence.conformance.random_numbers import SAMPLERS
 
 BACKENDS = ("reference", "cpu", "mlx")
 #: One jitted function per sampler and shape; only the seed is drawn, so that XLA compiles each once.
@@ -27,33 +28,6 @@ def assert_same_bits(fn, *args, backends=BACKENDS):
         for x, y in zip(first, leaves, strict=True):
             assert (x.dtype, x.shape) == (y.dtype, y.shape)
             assert x.tobytes() == y.tobytes()
-
-
-SAMPLERS = {
-    "bits": lambda key, shape: jax.random.bits(key, shape),
-    "bits8": lambda key, shape: jax.random.bits(key, shape, jnp.uint8),
-    "bits16": lambda key, shape: jax.random.bits(key, shape, jnp.uint16),
-    "uniform": lambda key, shape: jax.random.uniform(key, shape),
-    "symmetric uniform": lambda key, shape: jax.random.uniform(key, shape, minval=-1, maxval=1),
-    "uniform in a range": lambda key, shape: jax.random.uniform(key, shape, minval=-2, maxval=3),
-    "ranges as arguments": lambda key, shape: jax.random.uniform(key, shape, minval=jnp.float32(0.1), maxval=0.7),
-    "mapped ranges": lambda key, shape: jax.vmap(lambda k: jax.random.uniform(k, shape, minval=-2, maxval=3))(
-        jax.random.split(key, 5)
-    ),
-    "uniform bfloat16": lambda key, shape: jax.random.uniform(key, shape, jnp.bfloat16),
-    "uniform float16": lambda key, shape: jax.random.uniform(key, shape, jnp.float16),
-    "randint": lambda key, shape: jax.random.randint(key, shape, -5, 1000),
-    "randint8": lambda key, shape: jax.random.randint(key, shape, -5, 100, jnp.int8),
-    "bernoulli": lambda key, shape: jax.random.bernoulli(key, 0.3, shape),
-    "rademacher": lambda key, shape: jax.random.rademacher(key, shape),
-    "permutation": lambda key, shape: jax.random.permutation(key, max(len(shape), 1) * 37),
-    "permuted rows": lambda key, shape: jax.random.permutation(
-        key, jnp.arange(24).reshape(8, 3), axis=1, independent=True
-    ),
-    "choice": lambda key, shape: jax.random.choice(key, 50, shape, replace=True),
-    "split": lambda key, shape: [jax.random.key_data(k) for k in jax.random.split(key, 3)],
-    "fold_in": lambda key, shape: jax.random.key_data(jax.random.fold_in(key, 7)),
-}
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
