@@ -1,13 +1,12 @@
 """Run functions through the MLX rules alone, without the engine's fallbacks, and compare with JAX on the CPU."""
 
-import itertools
-
 import jax
 import numpy as np
 from m2ml_mlx.convert import from_host, to_host
 from m2ml_mlx.rules import mlx_dtype, rules
 
 from m2ml import compat
+from m2ml.equivalence.jax_cases import cases, spread
 from m2ml.interpreter import apply_rule, evaluate, flatten
 
 
@@ -68,17 +67,5 @@ def check_exact(fn, *args):
 
 
 def sampled_harnesses(*groups, per_group):
-    """A deterministic sample of JAX's own cases for these groups, without dtypes that MLX lacks."""
-    from jax._src.internal_test_util import test_harnesses
-
-    absent = ("float64", "complex128", "float8", "int4", "int2")
-    cases = [
-        h
-        for h in test_harnesses.all_harnesses
-        if h.group_name in groups and h.filter("cpu") and not any(name in str(h.dtype) for name in absent)
-    ]
-    # JAX lists some of its cases in the order of a set, which differs between processes.
-    cases.sort(key=lambda h: (h.group_name, h.fullname))
-    by_group = itertools.groupby(cases, key=lambda h: h.group_name)
-    members = [list(group) for _, group in by_group]
-    return [case for group in members for case in group[:: -(-len(group) // per_group)]]
+    """A deterministic sample of JAX's own cases for these groups."""
+    return [case.harness for group in groups for case in spread(cases()[group], per_group)]

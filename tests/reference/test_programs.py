@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from run_harnesses import measured_bounds
 
 from m2ml import compat
+from m2ml.equivalence import measured_bounds
 from m2ml.equivalence.judgement import judge
 from m2ml.program import Program
 
