@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from m2ml.cli import demo, inspect, train
+from m2ml.cli import conformance, demo, inspect, train
 
 app = typer.Typer(
     name="m2ml",
@@ -18,3 +18,4 @@ app.add_typer(train.app, name="train")
 app.command("backends")(inspect.backends)
 app.command("doctor")(inspect.doctor)
 app.command("explain")(inspect.explain)
+app.command("conformance")(conformance.command)
