@@ -9,7 +9,7 @@ moved by its error scale in a random direction; the spread of the results is the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +119,7 @@ def _scale(equation: Equation, inputs: Sequence[Array], output: Array, u: float,
         return np.asarray((FUNCTION_UNITS if np.iscomplexobj(output) else 1.0) * u * np.abs(output))
     if equation.name == "multiply_add":  # rounded once, or twice by an engine without the rule
         return np.asarray(u * (np.abs(inputs[0] * inputs[1]) + np.abs(output)))
-    if equation.name in _NORMWISE:
+    if equation.name in NORMWISE:
         size = np.abs(output)
         finite = size[np.isfinite(size)]
         order = math.sqrt(max(equation.inputs[0].shape[-1:] or (1,)))
@@ -128,7 +128,7 @@ def _scale(equation: Equation, inputs: Sequence[Array], output: Array, u: float,
 
 
 #: Factorisations and transforms: errors are relative to the largest element.
-_NORMWISE = frozenset(
+NORMWISE = frozenset(
     """cholesky cholesky_update eig eigh eigh_jacobi geqp3 geqrf hessenberg householder_product lu ormqr qr schur svd
     symmetric_product symmetric_update triangular_solve tridiagonal tridiagonal_solve""".split()
 )
@@ -185,23 +185,40 @@ class Bound:
     dtype: np.dtype[Any]
 
 
-def bound_of(dtype: Any, exact: Array, perturbed: Sequence[Array]) -> Bound:
+def bound_of(dtype: Any, exact: Array, perturbed: Iterable[Array]) -> Bound:
     """The bound of one output from its exact value and its values in perturbed runs."""
-    dtype = np.dtype(dtype)
-    if not unit(dtype):
-        unstable = np.zeros(exact.shape, bool)
-        for run in perturbed:
-            unstable |= run != exact
-        return Bound(exact, np.zeros(exact.shape), unstable, dtype)
-    spread, unstable = np.zeros(exact.shape), np.zeros(exact.shape, bool)
-    with np.errstate(all="ignore"):
-        for run in perturbed:
-            distance = np.abs(run - exact)
-            same = (run == exact) | (np.isnan(run) & np.isnan(exact))
-            unstable |= ~same & ~np.isfinite(distance)
-            spread = np.maximum(spread, np.where(same | ~np.isfinite(distance), 0.0, distance))
-        size = np.where(np.isfinite(exact), np.abs(exact), 0.0)
-        relative = spread / size
+    spread = Spread(dtype, exact)
+    for run in perturbed:
+        spread.add(run)
+    return spread.bound()
+
+
+class Spread:
+    """How far perturbed runs move one output from its exact value; a run is let go of once it has been added."""
+
+    def __init__(self, dtype: Any, exact: Array) -> None:
+        self.dtype, self.exact = np.dtype(dtype), exact
+        self.unstable = np.zeros(exact.shape, bool)
+        self.spread = np.zeros(exact.shape) if unit(dtype) else None
+
+    def add(self, run: Array) -> None:
+        """Take one more perturbed run into account."""
+        if self.spread is None:
+            self.unstable |= run != self.exact
+            return
+        with np.errstate(all="ignore"):
+            distance = np.abs(run - self.exact)
+            same = (run == self.exact) | (np.isnan(run) & np.isnan(self.exact))
+        self.unstable |= ~same & ~np.isfinite(distance)
+        np.maximum(self.spread, np.where(same | ~np.isfinite(distance), 0.0, distance), out=self.spread)
+
+    def bound(self) -> Bound:
+        """The bound by the runs added so far."""
+        if self.spread is None:
+            return Bound(self.exact, np.zeros(self.exact.shape), self.unstable, self.dtype)
+        size = np.where(np.isfinite(self.exact), np.abs(self.exact), 0.0)
+        with np.errstate(all="ignore"):
+            relative = self.spread / size
         typical = np.median(relative[np.isfinite(relative)]) if np.isfinite(relative).any() else 0.0
-    allowed = FACTOR * np.maximum(spread, typical * size) + 2 * unit(dtype) * size + tiny(dtype)
-    return Bound(exact, allowed, unstable, dtype)
+        allowed = FACTOR * np.maximum(self.spread, typical * size) + 2 * unit(self.dtype) * size + tiny(self.dtype)
+        return Bound(self.exact, allowed, self.unstable, self.dtype)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from m2ml import arrays, compat
-from m2ml.equivalence.bounds import RUNS, Bound, Perturbation, bound_of
+from m2ml.equivalence.bounds import RUNS, Bound, Perturbation, Spread
 from m2ml.equivalence.judgement import judge
 from m2ml.equivalence.report import BackendReport, Report
 from m2ml.plugins import registry
@@ -26,14 +26,12 @@ def measured_bounds(program: Program, args: Sequence[Any], *, seed: int = 0, run
     """The bound of each output leaf of ``program`` on host arrays ``args``, from ``1 + runs`` runs of the reference."""
     reference: Any = registry.get("reference")
     exact = reference.run_exact(program, args)
-    perturbed = [
-        reference.run_perturbed(program, args, Perturbation(np.random.default_rng((seed, i)), reference.apply))
-        for i in range(runs)
-    ]
-    avals = [compat.physical_aval(a) for a in program.jaxpr.out_avals]
-    return [
-        bound_of(a.dtype, y, [run[i] for run in perturbed]) for i, (a, y) in enumerate(zip(avals, exact, strict=True))
-    ]
+    spreads = [Spread(compat.physical_aval(a).dtype, y) for a, y in zip(program.jaxpr.out_avals, exact, strict=True)]
+    for i in range(runs):
+        perturbation = Perturbation(np.random.default_rng((seed, i)), reference.apply)
+        for spread, run in zip(spreads, reference.run_perturbed(program, args, perturbation), strict=True):
+            spread.add(run)
+    return [spread.bound() for spread in spreads]
 
 
 def physical(leaf: Any) -> Array:
