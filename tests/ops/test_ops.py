@@ -16,8 +16,11 @@ from m2ml.equivalence.ops import (
     fault_is_caught,
     implementations,
     planted,
+    what_ran,
 )
+from m2ml.kernel import kernels
 from m2ml.op import ops
+from m2ml.plugins import registry
 
 BACKENDS = ("cpu", "mlx")
 DTYPES = (np.float32, jnp.bfloat16, np.float16)
@@ -109,3 +112,14 @@ def _breaks(wrong, law):
     except AssertionError:
         return True
     return False
+
+
+def registered_here():
+    kinds = {name: registry.get(name).devices()[0].kind for name in BACKENDS}
+    return [k for k in kernels.all() if k.op in ops and k.backend in kinds and kinds[k.backend] in k.devices]
+
+
+@pytest.mark.parametrize("kernel", registered_here(), ids=lambda k: f"{k.backend}:{k.name}")
+def test_each_kernel_runs_some_sample(kernel):
+    """Otherwise the tests above would hold the definition against itself."""
+    assert kernel.name in set(what_ran(ops[kernel.op], list(ops[kernel.op].samples()), kernel.backend, np.float32))

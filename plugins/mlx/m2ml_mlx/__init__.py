@@ -1,5 +1,8 @@
 """The ``mlx`` backend: a JAX program on MLX. Metal on a Mac, CUDA or CPU elsewhere."""
 
+from collections.abc import Callable
+
+from m2ml.kernel import Kernel
 from m2ml.plugins import Register, hookimpl
 
 
@@ -11,6 +14,14 @@ def m2ml_register_backends(register: Register) -> None:
         about="MLX: Metal on a Mac, CUDA or CPU elsewhere",
         install='pip install "m2ml[mlx]"',
     )
+
+
+@hookimpl
+def m2ml_register_kernels(register: Callable[[Kernel], None]) -> None:
+    from m2ml_mlx.kernels import KERNELS
+
+    for kernel in KERNELS:
+        register(kernel)
 
 
 def _backend() -> object:
