@@ -78,7 +78,8 @@ class Plugin:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call":
-            self.results += [Result(*value) for name, value in report.user_properties if name == _RESULT]
+            properties: list[tuple[str, Any]] = list(report.user_properties)
+            self.results += [Result(*value) for name, value in properties if name == _RESULT]
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if self.results:

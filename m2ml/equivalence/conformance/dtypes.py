@@ -41,8 +41,11 @@ def specials(dtype: np.dtype[Any], count: int) -> np.ndarray[Any, Any]:
     if dtype.kind == "c":
         part = np.empty(0, dtype).real.dtype
         return np.concatenate([specials(part, count), specials(part, count)[::-1]]).view(dtype)
-    info = ml_dtypes.finfo(dtype) if compat.is_inexact(dtype) else ml_dtypes.iinfo(dtype)
-    ends = [info.max, info.min, *([info.tiny, np.nan, -0.0, np.inf] if compat.is_inexact(dtype) else [])]
+    if compat.is_inexact(dtype):
+        floats = ml_dtypes.finfo(dtype)
+        ends: list[Any] = [floats.max, floats.min, floats.tiny, np.nan, -0.0, np.inf]
+    else:
+        ends = [ml_dtypes.iinfo(dtype).max, ml_dtypes.iinfo(dtype).min]
     return np.array([*(np.array(end).astype(dtype) for end in ends), *np.zeros(count, dtype)], dtype)[:count]
 
 

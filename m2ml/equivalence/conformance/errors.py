@@ -62,7 +62,7 @@ def an_unknown_primitive(subject: Subject) -> None:
 def the_first_nan(subject: Subject) -> None:
     """With ``debug=True`` equations run one at a time through ``apply``."""
     run = debug_executable(subject.backend, trace(lambda x: jnp.exp(jnp.log(x)) + 1, np.float32(1)))
-    assert float(subject.backend.to_host(run(subject.backend.from_host(np.float32(1)))[0])) == 2.0
+    assert float(subject.backend.to_host(run(subject.backend.from_host(np.asarray(1, np.float32)))[0])) == 2.0
     error = _raised(lambda: run(subject.backend.from_host(np.asarray(-1, np.float32))))
     assert isinstance(error, NotANumber), error
     assert "log(float32[])" in one_sentence(error), error

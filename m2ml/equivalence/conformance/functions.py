@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -118,7 +119,7 @@ FUNCTIONS = (
     *(windowed, convolved, solved, transformed, special, with_own_jvp, with_own_vjp),
 )
 
-TRANSFORMS = {
+TRANSFORMS: Mapping[str, Callable[[Any], Any]] = {
     "value": lambda f: f,
     "grad": jax.grad,
     "value_and_grad": jax.value_and_grad,

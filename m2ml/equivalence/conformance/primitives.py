@@ -36,6 +36,7 @@ class _Examples:
 
     def __init__(self, subject: Subject, name: str) -> None:
         self.subject, self.name = subject, name
+        self.engine: Any = _Compiling(subject.backend)
         self.met: set[str] = set()
         self.refusals: list[DeclaredGap] = []
         self.met_gap = False
@@ -73,7 +74,7 @@ class _Examples:
         self.met |= set(program.primitives)
         self.met_gap |= any(gap.primitive == self.name for gap in self.subject.gaps(program.code))
         try:
-            check(program.code, arrays, [_compiling(self.subject.backend)])
+            check(program.code, arrays, [self.engine])
         except REFUSALS as error:
             self.refusals.append(self.subject.refused(program.code, error))
 
@@ -91,8 +92,3 @@ class _Compiling:
 
     def apply(self, equation: Equation, arrays: Sequence[Any]) -> list[Any]:
         return list(self.executable(equation)(*arrays))
-
-
-@functools.cache
-def _compiling(backend: Backend) -> Any:
-    return _Compiling(backend)

@@ -18,4 +18,4 @@ def pytest_configure(config: Any) -> None:
     if config.getoption("--m2ml-backend"):
         from m2ml.equivalence import pytest_plugin
 
-        config.pluginmanager.register(pytest_plugin.Plugin(config), "m2ml")
+        config.pluginmanager.register(pytest_plugin.Plugin(config), "m2ml conformance")
