@@ -20,6 +20,7 @@ from m2ml import compat
 from m2ml.control import CONTROL_FLOW
 from m2ml.equivalence.functions import FUNCTION_UNITS, function_scale
 from m2ml.interpreter import Equation
+from m2ml.precision import narrow, widen
 
 Array = np.ndarray[Any, Any]
 
@@ -154,21 +155,28 @@ def _sum_scale(
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Moves each equation's result by its error scale in a random direction: a hook for the reference engine."""
+    """Moves each equation's result by its error scale in a random direction: a hook for the reference engine.
+
+    What it gives is rounded to the equation's dtype, as every engine holds it: numbers that become equal there, that
+    overflow or that vanish do so here. With ``nearest`` a primitive that engines round correctly is rounded and not
+    moved, so that what such a rounding decides (``x == y`` in bfloat16) is seen.
+    """
 
     generator: np.random.Generator
     apply: Callable[[Equation, Sequence[Array]], Sequence[Array]]
+    nearest: bool = False
 
     def __call__(self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
         scales = error_scale(equation, inputs, outputs, lambda *xs: self.apply(equation, xs))
-        return [y if s is None else self._move(y, s) for y, s in zip(outputs, scales, strict=True)]
+        held = self.nearest and equation.name in ROUNDED
+        each = zip(outputs, scales, equation.outputs, strict=True)
+        return [y if s is None else self._move(y, 0.0 if held else s, aval.dtype) for y, s, aval in each]
 
-    def _move(self, output: Array, scale: Array) -> Array:
-        draw = self.generator.uniform(-1.0, 1.0, output.shape)
-        direction = 0.5 * draw + np.copysign(0.5, draw)
+    def _move(self, output: Array, scale: Array | float, dtype: Any) -> Array:
+        draw = self.generator.random(output.shape, np.float32)
         with np.errstate(all="ignore"):
-            moved = output + direction * scale
-        return np.asarray(np.where(np.isfinite(output), moved, output))
+            moved = np.where(np.isfinite(output), output + np.where(draw < 0.5, draw - 1, draw) * scale, output)
+            return np.asarray(widen(narrow(moved, dtype)))
 
 
 @dataclass(frozen=True)
