@@ -1,0 +1,243 @@
+"""Run random programs on one backend, one batch after the other; shrink what disagrees and name its equation.
+
+Everything here happens in one process; `m2ml.equivalence.fuzz` runs it in another one that may die. Needs
+hypothesis (the extra ``m2ml[kit]``).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from m2ml.equivalence.bisect import first_disagreement
+from m2ml.equivalence.measure import SECOND_LOOK, judge_all, measured_bounds, run_program
+from m2ml.equivalence.programs import RandomProgram, drawable, palette, programs
+from m2ml.equivalence.report import Divergence, Report
+from m2ml.equivalence.reproduce import source_of
+from m2ml.equivalence.smaller import smaller
+from m2ml.errors import Disagreement, FallbackWarning, M2mlError
+from m2ml.plugins import registry
+from m2ml.program import Program
+from m2ml.staged import Staged
+
+Array = np.ndarray[Any, Any]
+
+#: Programs of one batch: they share their primitives, and hypothesis forgets what it knows between batches.
+BATCH = 50
+
+#: Longest time spent on shrinking one disagreement, in seconds.
+SHRINKING = 30.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A disagreement, an error, a crash or a hang. ``key`` is the same for what is thought to be the same fault.
+
+    ``source`` is a Python file that shows it; ``said`` the report.
+    """
+
+    key: str
+    kind: str
+    said: str
+    source: str
+
+
+@dataclass
+class Counts:
+    """What was run so far. ``judged`` of ``elements`` results were finite or exact and not decided by rounding."""
+
+    programs: int = 0
+    equations: int = 0
+    elements: int = 0
+    judged: int = 0
+    fallbacks: int = 0
+    disagreements: int = 0
+    primitives: Counter[str] = field(default_factory=Counter)
+    blocks: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Counts) -> None:
+        for name in ("programs", "equations", "elements", "judged", "fallbacks", "disagreements"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.primitives.update(other.primitives)
+        self.blocks.update(other.blocks)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One program on one backend: ``report`` is None where the program has no results."""
+
+    program: Program
+    host: tuple[Array, ...]
+    report: Report
+    judged: int
+    fallbacks: tuple[str, ...]
+
+
+_DTYPE = re.compile(r"(\w+)\[")
+
+
+class _Stop(BaseException):
+    """Ends a batch through hypothesis, which lets it pass."""
+
+
+class Hunt:
+    """Batches of random programs on ``backend``, the same ones for the same ``seed`` and ``counts``.
+
+    ``known`` are keys of findings that are not reported again. ``before(source)`` is told each program that is about
+    to run; ``should_stop`` ends a batch early.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        *,
+        seed: int = 0,
+        known: Iterable[str] = (),
+        before: Callable[[str], None] | None = None,
+        after: Callable[[Counts], None] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.backend, self.seed, self.known = backend, seed, set(known)
+        self.before, self.after, self.should_stop = before, after, should_stop
+        self.counts = Counts()
+        self.rare = _rare(backend)
+
+    def batch(self, number: int, *, size: int = BATCH) -> Finding | None:
+        """Run batch ``number``: its first new disagreement, shrunk, or None."""
+        names = palette(random.Random(f"{self.seed} {number}"), self.counts.primitives, self.rare)
+        shrinker = _Shrinker(self)
+        phases = (Phase.generate, Phase.shrink)
+
+        @seed(hash((self.seed, number)))
+        @settings(
+            max_examples=size, database=None, phases=phases, deadline=None, suppress_health_check=list(HealthCheck)
+        )
+        @given(programs(names))
+        def run(program: RandomProgram) -> None:
+            shrinker(program)
+
+        try:
+            run()
+        except (_Stop, Disagreement):
+            pass
+        except Exception:  # hypothesis has opinions on functions whose result depends on the time
+            if shrinker.best is None:
+                raise
+        return shrinker.finding()
+
+    def examine(self, random_program: RandomProgram) -> Verdict:
+        """Run one program on the backend and hold it against its bound."""
+        program = Staged(random_program).trace(random_program.arrays, {})
+        if self.before:
+            self.before(source_of(program.code, random_program.arrays, self.backend, str(random_program)))
+        verdict = examined(program, random_program.arrays, self.backend)
+        self._count(random_program, verdict)
+        return verdict
+
+    def _count(self, random_program: RandomProgram, verdict: Verdict) -> None:
+        outputs = verdict.report.backends[0].outputs
+        new = Counts(
+            programs=1,
+            equations=sum(verdict.program.primitives.values()),
+            elements=sum(int(np.prod(out.shape)) for out in outputs),
+            judged=verdict.judged,
+            fallbacks=len(verdict.fallbacks),
+            disagreements=not verdict.report.ok,
+            primitives=Counter(dict.fromkeys(verdict.program.primitives, 1)),
+            blocks=random_program.blocks,
+        )
+        new.primitives.update(dict.fromkeys(verdict.fallbacks, BATCH))  # what leaves the engine is drawn seldom
+        self.counts.add(new)
+        if self.after:
+            self.after(new)
+
+
+class _Shrinker:
+    """What hypothesis runs in one batch: it fails for programs that show the first new disagreement again."""
+
+    def __init__(self, hunt: Hunt) -> None:
+        self.hunt = hunt
+        self.key = ""
+        self.began = 0.0
+        self.best: tuple[int, Verdict, Divergence | None] | None = None
+
+    def __call__(self, random_program: RandomProgram) -> None:
+        if self.hunt.should_stop() or (self.best and time.monotonic() - self.began > SHRINKING):
+            raise _Stop
+        verdict = self.hunt.examine(random_program)
+        if verdict.report.ok:
+            return
+        key, divergence = key_of(verdict, self.hunt.backend)
+        if key in self.hunt.known or (self.key and key != self.key):
+            return
+        self.key, self.began = key, self.began or time.monotonic()
+        size = sum(verdict.program.primitives.values()) + sum(x.size for x in verdict.host)
+        if self.best is None or size < self.best[0]:
+            self.best = (size, verdict, divergence)
+        raise Disagreement(key)
+
+    def finding(self) -> Finding | None:
+        if self.best is None:
+            return None
+        _, verdict, divergence = self.best
+        self.hunt.known.add(self.key)
+        backend = self.hunt.backend
+
+        def shows(program: Program, host: Sequence[Array]) -> bool:
+            return not examined(program, host, backend).report.ok
+
+        program, host = smaller(verdict.program, verdict.host, shows, divergence)
+        report = examined(program, host, backend).report
+        kind = "error" if report.backends[0].error else "disagreement"
+        said = "\n".join([str(report), *([str(divergence)] if divergence else [])])
+        return Finding(self.key, kind, said, source_of(program.code, host, backend, f"{self.key}\n\n{said}"))
+
+
+def examined(program: Program, host: Sequence[Array], backend: str) -> Verdict:
+    """``program`` on ``backend`` against the reference; a disagreement is judged again by the spread of more runs."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FallbackWarning)
+        try:
+            results: Any = run_program(backend, program, host)
+        except (M2mlError, RuntimeError, ValueError, TypeError) as error:
+            results = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    fallbacks = tuple(w.message.primitive for w in caught if isinstance(w.message, FallbackWarning))
+    bounds = measured_bounds(program, host)
+    report = judge_all(program, {backend: results}, bounds)
+    if not report.ok:
+        bounds = measured_bounds(program, host, runs=SECOND_LOOK)
+        report = judge_all(program, {backend: results}, bounds)
+    judged = sum(int(np.count_nonzero(np.isfinite(b.expected) & ~b.unstable)) for b in bounds)
+    return Verdict(program, tuple(host), report, judged, fallbacks)
+
+
+def key_of(verdict: Verdict, backend: str) -> tuple[str, Divergence | None]:
+    """What is the same for the same fault: the bisected primitive with the dtypes it takes; and the bisection."""
+    found = first_disagreement(verdict.program, verdict.host, backend)
+    if found is None:
+        said = verdict.report.backends[0].error.partition(":")[0] or "only together"
+        return f"{backend} {said}: {' '.join(sorted(verdict.program.primitives))}", None
+    dtypes = sorted(set(_DTYPE.findall(found.equation)))
+    return f"{backend} {found.primitive} {' '.join(dtypes)} {'' if found.how == 'alone' else found.how}".strip(), found
+
+
+def _rare(backend: str) -> frozenset[str]:
+    """Primitives that the backend does not run itself: its gaps, and those that a table of rules lacks."""
+    engine: Any = registry.get(backend)
+    lacking = set(drawable()) - set(engine.rules) if hasattr(engine, "rules") else set()
+    return frozenset(lacking | {gap.primitive for gap in engine.gaps if gap.dtype == gap.case == "*"})
+
+
+def forget_compiled() -> None:
+    """Let go of what JAX keeps of every program it traced."""
+    jax.clear_caches()
