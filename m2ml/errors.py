@@ -44,4 +44,8 @@ def in_one_line(error: BaseException) -> str:
 
 
 class FallbackWarning(UserWarning):
-    """An equation runs somewhere else than on the backend that was asked for; said once per program."""
+    """An equation, one of ``primitive``, runs elsewhere than on the backend asked for; said once per program."""
+
+    def __init__(self, message: str, primitive: str = "") -> None:
+        super().__init__(message)
+        self.primitive = primitive

@@ -142,7 +142,8 @@ class Partitioner:
         equation = step.equation
         if self.strict:
             raise UnsupportedPrimitive(f"mlx cannot run {equation.describe()}: {reason}; strict=True forbids the CPU")
-        warnings.warn(f"mlx runs {equation.describe()} on the CPU through JAX: {reason}", FallbackWarning, stacklevel=2)
+        said = f"mlx runs {equation.describe()} on the CPU through JAX: {reason}"
+        warnings.warn(FallbackWarning(said, equation.name), stacklevel=2)
         return HostStep(step, lambda arrays: run_on_cpu(equation, arrays), reason)
 
     def _control(self, step: Step) -> HostStep:
