@@ -6,11 +6,13 @@
 Array([0.84852815, 1.1313709 ], dtype=float32)
 """
 
-from m2ml.op import ops
+from m2ml.op import Op, ops
 from m2ml.ops.add_rms_norm import add_rms_norm as add_rms_norm
+from m2ml.ops.geglu import geglu as geglu
 from m2ml.ops.layer_norm import layer_norm as layer_norm
 from m2ml.ops.rms_norm import rms_norm as rms_norm
 from m2ml.ops.softmax_cross_entropy import softmax_cross_entropy as softmax_cross_entropy
+from m2ml.ops.swiglu import swiglu as swiglu
 
-for _op in (add_rms_norm, layer_norm, rms_norm, softmax_cross_entropy):
+for _op in [value for value in globals().values() if isinstance(value, Op)]:
     ops.register(_op)

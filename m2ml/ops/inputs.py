@@ -30,3 +30,16 @@ def rows() -> Iterator[tuple[str, Array]]:
     yield "constant", np.full((2, 9), 3.0, np.float32)
     yield "one large", np.concatenate([np.full((2, 1), 1e4, np.float32), normal((2, 15), 3)], -1)
     yield "wide range", (10.0 ** np.linspace(-6, 6, 33)).astype(np.float32)[None]
+
+
+def gated_rows() -> Iterator[tuple[str, Array, Array]]:
+    """Named pairs ``[*b, n]`` of gates and what they gate: gates far out in both tails, zeros, any number of axes."""
+    for n in SIZES[1::2]:
+        yield f"n={n}", normal((n,), n), normal((n,), 50 + n)
+        yield f"3 rows, n={n}", normal((3, n), n, 3.0), normal((3, n), 60 + n)
+    yield "two leading axes", normal((2, 3, 17), 5), normal((2, 3, 17), 6)
+    yield "no rows", normal((0, 7)), normal((0, 7))
+    yield "far out", np.linspace(-150, 150, 31, dtype=np.float32), normal((31,), 7)
+    yield "left tail", np.linspace(-10, 0, 21, dtype=np.float32), normal((21,), 8)
+    yield "small", normal((2, 9), 9, 1e-6), normal((2, 9), 10, 1e-6)
+    yield "large", normal((2, 9), 11, 1e6), normal((2, 9), 12, 1e6)
