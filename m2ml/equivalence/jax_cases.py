@@ -38,6 +38,9 @@ TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 #: Groups whose first result is a set in no particular order.
 UNORDERED = frozenset({"eig"})
 
+#: Groups that may take any of equal operands, or give results in any order: all their cotangents are one.
+TIES = UNORDERED | {"approx_top_k"}
+
 #: Outputs that are determined, where others are so only up to a phase or the basis of a subspace.
 DETERMINED = {"eig": (0,), "eigh": (1,), "svd": (0,)}
 
@@ -80,7 +83,7 @@ class Case:
             return fn, args
         plain = _traced(self.name, fn, args)
         if self.transform == "grad":
-            return differentiated(fn, args, determined(self.group, plain), alike=self.group in UNORDERED)
+            return differentiated(fn, args, determined(self.group, plain), alike=self.group in TIES)
         promised = ("unique_indices", "indices_are_sorted")
         fixed = any(equation.params.get(name) for equation in plain.code.equations() for name in promised)
         return batched(fn, args, fixed_integers=fixed)
