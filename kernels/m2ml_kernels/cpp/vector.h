@@ -55,6 +55,15 @@ inline void store(bfloat16* p, Floats x) {
   std::memcpy(p, &y, sizeof y);
 }
 
+inline float to_float(float x) { return x; }
+inline float to_float(float16 x) { return static_cast<float>(x); }
+inline float to_float(bfloat16 x) {
+  const uint32_t wide = uint32_t{x.bits} << 16;
+  float y;
+  std::memcpy(&y, &wide, sizeof y);
+  return y;
+}
+
 // The first n lanes; the others are `rest`.
 template <class T> Floats load_part(const T* p, int64_t n, float rest = 0) {
   T part[kLanes] = {};

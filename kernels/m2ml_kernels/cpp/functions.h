@@ -1,0 +1,62 @@
+// exp, tanh and their kin on vectors of floats, by the polynomials of Cephes (S. Moshier): within 2 units in the last place.
+#pragma once
+
+#include <limits>
+
+#include "vector.h"
+
+namespace m2ml {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+inline Floats where(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
+inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats minimum(Floats a, Floats b) { return a < b ? a : b; }
+
+inline float largest(Floats x) {
+  float best = x[0];
+  for (int i = 1; i < kLanes; ++i) best = std::max(best, x[i]);
+  return best;
+}
+
+// exp(x); 0 below -87.3, where the result would be subnormal, and infinity above 88.7. NaN stays NaN.
+inline Floats exp(Floats x) {
+  const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Floats clamped = minimum(maximum(x, splat(-87.3f)), splat(88.8f));
+  const Floats whole = (clamped * 1.44269504088896341f + magic) - magic;
+  Floats r = clamped - whole * 0.693359375f;
+  r = r + whole * 2.12194440e-4f;
+  Floats p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const Floats value = p * (r * r) + r + 1.0f;
+  // 2^128 is no float: the power is applied in two halves.
+  const Ints power = __builtin_convertvector(whole, Ints), half = power >> 1;
+  const Ints low = (half + 127) << 23, high = (power - half + 127) << 23;
+  Floats a, b;
+  std::memcpy(&a, &low, sizeof a);
+  std::memcpy(&b, &high, sizeof b);
+  Floats y = value * a * b;
+  y = where(x < splat(-87.3f), splat(0), y);
+  y = where(x > splat(88.73f), splat(kInfinity), y);
+  return where(x != x, x, y);
+}
+
+inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp(-x)); }
+
+inline Floats tanh(Floats x) {
+  const Floats size = maximum(x, -x), square = x * x;
+  Floats p = splat(-5.70498872745e-3f);
+  p = p * square + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const Floats small = p * square * x + x;
+  const Floats large = 1.0f - 2.0f / (exp(size + size) + 1.0f);
+  return where(size < splat(0.625f), small, where(x < splat(0), -large, where(x != x, x, large)));
+}
+
+}  // namespace m2ml
