@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,16 +73,28 @@ def equation_flops(equation: Equation) -> int:
     return max(math.prod(a.shape) for a in floating)
 
 
+def peak_bytes(
+    code: Code, size: Callable[[Any], int] = nbytes, scratch: Callable[[Equation], int] = lambda equation: 0
+) -> int:
+    """Most bytes alive at once when ``code`` runs in order and arrays die after their last use.
+
+    ``size`` says what an array of a type takes, ``scratch`` what an equation takes beside its results while it runs.
+    """
+    fixed = {*code.inputs, *code.constants}
+    live = peak = sum(size(code.avals[slot]) for slot in fixed)
+    for step in code.steps:
+        inner = max((peak_bytes(body, size, scratch) for body in equation_bodies(step.equation)), default=0)
+        live += sum(map(size, step.equation.outputs))
+        peak = max(peak, live + inner + scratch(step.equation))
+        live -= sum(size(code.avals[slot]) for slot in step.last if slot not in fixed)
+    return peak
+
+
 def cost_of(code: Code) -> Cost:
     """Cost of running ``code`` once."""
     flops, bounded = 0, True
-    live = peak = _total(code.in_avals) + sum(value.nbytes for value in code.constants.values())
     for step in code.steps:
         flops += equation_flops(step.equation)
         bounded &= step.equation.name != "while" and all(cost_of(b).bounded for b in equation_bodies(step.equation))
-        inner = max((cost_of(b).peak_bytes for b in equation_bodies(step.equation)), default=0)
-        live += _total(step.equation.outputs)
-        peak = max(peak, live + inner)
-        live -= sum(nbytes(code.avals[s]) for s in step.last if s not in code.inputs and s not in code.constants)
     moved = _total(code.in_avals) + _total(code.out_avals) + sum(v.nbytes for v in code.constants.values())
-    return Cost(flops, moved, peak, bounded)
+    return Cost(flops, moved, peak_bytes(code), bounded)

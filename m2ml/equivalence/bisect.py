@@ -18,6 +18,7 @@ import numpy as np
 
 from m2ml.backend import Backend
 from m2ml.control import CONTROL_FLOW, run_control_flow
+from m2ml.equivalence.effects import CALLBACKS, silent
 from m2ml.equivalence.equations import equation_bounds, judge_equation, rounded, run_equation
 from m2ml.equivalence.measure import SECOND_LOOK, judge_all, measured_bounds, run_program
 from m2ml.equivalence.report import Divergence, OutputReport
@@ -36,7 +37,7 @@ def first_disagreement(program: Program, host: Sequence[Array], backend: str) ->
     """
     engine = registry.get(backend)
     for enter in (False, True):  # a loop is judged as one equation first, and entered when it is wrong
-        found = _stepped(engine, program.code, host, enter_all=enter)
+        found = _stepped(engine, silent(program.code), host, enter_all=enter)
         if found or not any(step.equation.name in CONTROL_FLOW for step in program.code.steps):
             break
     return found or _compiled(program, host, backend)
@@ -71,7 +72,7 @@ class _Stepper:
     def step(self, equation: Equation, inputs: Sequence[Array], path: str) -> list[Array]:
         bounds = equation_bounds(equation, inputs)
         outs = rounded(bounds)
-        if is_callback(equation):
+        if equation.name in CALLBACKS:
             return outs
         loop = equation.name in CONTROL_FLOW
         try:
@@ -108,11 +109,6 @@ def _place(equation: Equation, body: Code, calls: int) -> str:
     return f"iteration {calls} of while{part}"
 
 
-def is_callback(equation: Equation) -> bool:
-    """Whether the equation calls the user's own Python function."""
-    return equation.name in ("pure_callback", "io_callback", "debug_callback", "debug_print")
-
-
 def worst_of(reports: Sequence[OutputReport]) -> OutputReport | None:
     """The worst output outside its bound, or None."""
     return max((r for r in reports if not r.ok), key=lambda r: r.worst, default=None)
@@ -128,7 +124,7 @@ def failed(error: Exception) -> OutputReport:
 
 def _compiled(program: Program, host: Sequence[Array], backend: str) -> Divergence | None:
     """A disagreement of the program as ``backend`` compiles it, located by halving; None when it agrees."""
-    code = program.code
+    code = silent(program.code)
     whole = _judged(program, host, backend)
     if whole is None or not code.steps:
         return None
@@ -169,7 +165,7 @@ def _judged(program: Program, host: Sequence[Array], backend: str) -> tuple[int,
 
 def _beginning(program: Program, count: int) -> Program:
     """The first ``count`` equations as a program that returns every value made by them that is still needed."""
-    code = program.code
+    code = silent(program.code)
     made = [slot for step in code.steps[:count] for slot in step.outputs]
     needed = {*code.outputs, *(slot for step in code.steps[count:] for slot in step.inputs)}
     outputs = code.outputs if count == len(code.steps) else tuple(slot for slot in made if slot in needed)

@@ -6,52 +6,97 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from m2ml.equivalence.bisect import first_disagreement
-from m2ml.equivalence.measure import (
-    SECOND_LOOK,
-    canonical,
-    judge_all,
-    measured_bounds,
-    physical,
-    program_leaves,
-    run_program,
-)
-from m2ml.equivalence.report import Report
+from m2ml.equivalence.bounds import Bound
+from m2ml.equivalence.calls import Call, Grad, call_of
+from m2ml.equivalence.effects import check_callbacks, refuse_side_effects, where_nan_begins
+from m2ml.equivalence.isolation import isolated as make_isolated
+from m2ml.equivalence.measure import SECOND_LOOK, judge_all, measured_bounds, run_program
+from m2ml.equivalence.memory import refuse_to_swap
+from m2ml.equivalence.report import BackendReport, Divergence, Report
+from m2ml.errors import M2mlError
 from m2ml.plugins import registry
-from m2ml.program import Program
-from m2ml.staged import Staged
 
 
-def compare(fn: Callable[..., Any], *args: Any, backends: Iterable[str] | None = None, **kwargs: Any) -> Report:
+def compare(
+    fn: Callable[..., Any],
+    *args: Any,
+    backends: Iterable[str] | None = None,
+    grad: Grad = False,
+    isolated: bool | float = False,
+    **kwargs: Any,
+) -> Report:
     """Run ``fn`` on every backend that runs here (or those named) and compare with the reference.
 
     The reference evaluates the program in float64, and a few more times with every equation's result moved by
     its rounding error; the spread of those runs, times a factor, is what a backend may differ by. A backend that
-    differs by more is judged again by the spread of more runs, so that a tie which rounding decides is seen as one.
+    differs by more is judged again by the spread of more runs, so that a tie which rounding decides is seen as one;
+    if it still disagrees, the first equation that leaves its bound is named with the line it comes from.
+
+    Args:
+      fn: a function, or one made by `m2ml.jit` (whose static and donated arguments are kept). Whole Flax NNX modules
+        may be arguments; their state afterwards is compared too, and they are not updated.
+      backends: names; every backend but the reference if not given.
+      grad: also compare gradients: ``True`` with respect to every floating leaf of the arguments, or the arguments
+        chosen by position or name. Differentiated is the result if it is one floating scalar, else the sum of all
+        floating results times fixed random numbers. Integers, booleans and random keys have no gradient.
+      isolated: run each backend in a process of its own; a number is the most seconds it may take.
+
+    A host callback (``jax.pure_callback``) must be deterministic; ``jax.debug`` callbacks run once per backend and not
+    on the reference; a function with an ``io_callback`` is refused. Raises `m2ml.OutOfMemory` before it starts when
+    the comparison needs more memory than is free, and what tracing ``fn`` raises.
 
     >>> import m2ml, jax.numpy as jnp
-    >>> m2ml.compare(lambda x: jnp.tanh(x) + 1, jnp.arange(3.0), backends=["cpu"]).ok
+    >>> m2ml.compare(lambda x: jnp.tanh(x) + 1, jnp.arange(3.0), backends=["cpu"], grad=True).ok
     True
     """
-    staged: Staged = getattr(fn, "staged", None) or Staged(fn)
-    program = staged.trace(args, kwargs)
-    host = [canonical(physical(x)) for x in program_leaves(staged, args, kwargs)]
+    call = call_of(fn, args, kwargs, grad)
     names = [n for n in registry.available() if n != "reference"] if backends is None else list(backends)
-    results = {name: _run_backend(name, program, host) for name in names}
-    report = judge_all(program, results, measured_bounds(program, host))
-    if report.ok:
-        return report
-    report = judge_all(program, results, measured_bounds(program, host, runs=SECOND_LOOK))
-    located = [
-        b if b.ok or b.error else replace(b, divergence=first_disagreement(program, host, b.backend))
-        for b in report.backends
-    ]
-    return replace(report, backends=tuple(located))
+    refuse_side_effects(call.program)
+    refuse_to_swap(call.program, names)
+    check_callbacks(call.program, call.host)
+    alone = make_isolated(fn, args, kwargs, grad, call, isolated) if isolated else None
+    run = alone.run if alone else lambda name: run_program(name, call.program, call.host)
+    bisect = alone.bisect if alone else lambda name: first_disagreement(call.program, call.host, name)
+    results = {name: _outputs(run, name) for name in names}
+    bounds = measured_bounds(call.program, call.host)
+    report = judge_all(call.program, results, bounds, call.paths)
+    notes = _notes(call, bounds)
+    del bounds
+    if not report.ok:
+        more = measured_bounds(call.program, call.host, runs=SECOND_LOOK)
+        report = judge_all(call.program, results, more, call.paths)
+        report = replace(report, backends=tuple(_located(bisect, backend) for backend in report.backends))
+    return replace(report, notes=notes)
 
 
-def _run_backend(name: str, program: Program, host: Sequence[Any]) -> list[Any] | str:
-    """The outputs of ``program`` on a backend, or why there are none."""
+def _outputs(run: Callable[[str], list[Any]], name: str) -> list[Any] | str:
+    """The outputs of a backend, or why there are none."""
     try:
-        return run_program(name, program, host)
+        return run(name)
+    except M2mlError as error:
+        return _sentence(error)
     except Exception as error:  # whatever an engine raises is what it gave; the others still run
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return f"{type(error).__name__}: {_sentence(error)}"
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _located(bisect: Callable[[str], Divergence | None], report: BackendReport) -> BackendReport:
+    """The report of a backend that disagrees, with the first equation that does."""
+    if report.ok or report.error:
+        return report
+    try:
+        return replace(report, divergence=bisect(report.backend))
+    except M2mlError:  # the process that looked for it died; the disagreement stands
+        return report
+
+
+def _notes(call: Call, bounds: Sequence[Bound]) -> tuple[str, ...]:
+    nan = any(bound.expected.dtype.kind in "fc" and np.isnan(bound.expected).any() for bound in bounds)
+    found = where_nan_begins(call.program, call.host, call.inputs) if nan else ""
+    return (found,) if found else ()

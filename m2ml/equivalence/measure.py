@@ -10,6 +10,7 @@ import numpy as np
 
 from m2ml import arrays, compat
 from m2ml.equivalence.bounds import RUNS, Bound, Perturbation, Spread
+from m2ml.equivalence.effects import silent
 from m2ml.equivalence.judgement import judge
 from m2ml.equivalence.report import BackendReport, Report
 from m2ml.plugins import registry
@@ -25,11 +26,12 @@ SECOND_LOOK = 16
 def measured_bounds(program: Program, args: Sequence[Any], *, seed: int = 0, runs: int = RUNS) -> list[Bound]:
     """The bound of each output leaf of ``program`` on host arrays ``args``, from ``1 + runs`` runs of the reference."""
     reference: Any = registry.get("reference")
-    exact = reference.run_exact(program, args)
+    code = silent(program.code)
+    exact = reference.run_code(code, args)
     spreads = [Spread(compat.physical_aval(a).dtype, y) for a, y in zip(program.jaxpr.out_avals, exact, strict=True)]
     for i in range(runs):
         perturbation = Perturbation(np.random.default_rng((seed, i)), reference.apply, nearest=bool(i % 2))
-        for spread, run in zip(spreads, reference.run_perturbed(program, args, perturbation), strict=True):
+        for spread, run in zip(spreads, type(reference)(perturbation).run_code(code, args), strict=True):
             spread.add(run)
     return [spread.bound() for spread in spreads]
 
@@ -57,15 +59,26 @@ def run_program(name: str, program: Program, host: Sequence[Array]) -> list[Arra
     return [backend.to_host(x) for x in backend.compile(program)(*map(backend.from_host, host))]
 
 
-def judge_all(program: Program, results: Mapping[str, list[Any] | str], bounds: Sequence[Bound]) -> Report:
-    """Hold every backend's outputs (or its reason for having none) against the bounds."""
-    shape = jax.tree.unflatten(program.out_tree, list(range(len(bounds))))
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(shape)[0]]
-    reports = []
+def output_paths(program: Program) -> list[str]:
+    """Where each output leaf stands in the result: ``['loss']``."""
+    shape = jax.tree.unflatten(program.out_tree, list(range(program.out_tree.num_leaves)))
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(shape)[0]]
+
+
+def judge_all(
+    program: Program,
+    results: Mapping[str, list[Any] | str],
+    bounds: Sequence[Bound],
+    paths: Sequence[str] | None = None,
+) -> Report:
+    """Hold every backend's outputs (or its reason for having none) against the bounds; ``paths`` name the outputs."""
+    names, reports = output_paths(program) if paths is None else paths, []
     for name, outs in results.items():
         if isinstance(outs, str):
             reports.append(BackendReport(name, (), outs))
+        elif len(outs) != len(bounds):
+            reports.append(BackendReport(name, (), f"it gave {len(outs)} outputs instead of {len(bounds)}"))
         else:
-            judged = tuple(judge(p, y, b) for p, y, b in zip(paths, outs, bounds, strict=True))
+            judged = tuple(judge(p, y, b) for p, y, b in zip(names, outs, bounds, strict=True))
             reports.append(BackendReport(name, judged))
     return Report(program.name, tuple(reports))
