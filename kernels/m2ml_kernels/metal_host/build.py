@@ -1,0 +1,226 @@
+"""From Metal source to a shared object: headers rewritten beside each other, one translation unit, the toolchain."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from m2ml_kernels.compilers import find_compiler
+from m2ml_kernels.errors import CompileError
+from m2ml_kernels.metal_host.rewrite import rewrite
+from m2ml_kernels.metal_host.signature import Signature, find_kernel
+from m2ml_kernels.toolchain import Built, compile_program, compile_shared, object_folder
+
+HERE = Path(__file__).parent
+SHIM = HERE / "shim"
+Sanitizer = Literal["", "address", "thread"]
+Constant = bool | int | float
+# Written for Apple's compiler, which has these functions built in; the shim has them for bfloat already.
+_SHADOWED = {"bf16_math.h"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a kernel is compiled: with a sanitizer, with fast math's allowed error (a seed), with contracted products."""
+
+    sanitizer: Sanitizer = ""
+    noise: int | None = None
+    contract: bool = False
+    safe_math: bool = False
+
+    def flags(self) -> list[str]:
+        out = [f"-ffp-contract={'fast' if self.contract else 'off'}"]
+        if self.contract and os.uname().machine == "x86_64":
+            out.append("-mfma")
+        if self.noise is not None:
+            out.append(f"-DM2_NOISE={self.noise}u")
+        if self.safe_math:
+            out.append("-DM2_SAFE_MATH")
+        if self.sanitizer == "address":
+            out += ["-fsanitize=address", "-fno-omit-frame-pointer"]
+        if self.sanitizer == "thread":
+            out += ["-fsanitize=thread"]
+        return out
+
+
+PLAIN = Variant()
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that is compiled: its parameters, its object, and the seconds compiling took."""
+
+    signature: Signature
+    built: Built
+    variant: Variant
+    file: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Metal source text: ``file`` names it in messages; ``include`` are the folders of its headers; ``prelude`` is put
+    before it and takes no line."""
+
+    text: str
+    file: str = "kernel.metal"
+    include: tuple[Path, ...] = ()
+    prelude: str = ""
+
+    @classmethod
+    def read(cls, path: Path, include: Sequence[Path] = ()) -> Source:
+        return cls(path.read_text(), str(path), (path.parent, *include))
+
+
+def compile_kernel(
+    source: Source,
+    kernel: str,
+    *,
+    template: str = "",
+    constants: Mapping[int, Constant] | None = None,
+    variant: Variant = PLAIN,
+) -> Kernel:
+    """Compile the kernel function ``kernel`` of ``source``; ``template`` is its template arguments, as ``float, 4``.
+
+    ``constants`` gives function constants their values, by index. Raises `InvalidMetal`, `UnsupportedMetal`, and
+    `CompileError` with the line of the Metal source.
+    """
+    signature = find_kernel(source.text, kernel, source.file)
+    unit = translation_unit(source, signature, template, constants or {})
+    try:
+        built = compile_shared(unit, flags=[*_flags(), *variant.flags()], include=[SHIM], name=f"metal_{kernel}")
+    except CompileError as error:
+        raise CompileError(
+            str(error).replace(f"metal_{kernel} does not compile", f"{kernel} is not valid Metal"), error.log
+        ) from None
+    return Kernel(signature, built, variant, source.file)
+
+
+def translation_unit(source: Source, signature: Signature, template: str, constants: Mapping[int, Constant]) -> str:
+    """C++ of the kernel and of the entry that the runtime calls."""
+    headers = _Headers(source.include).find
+    body, prelude = rewrite(source.text, find_header=headers), rewrite(source.prelude, find_header=headers)
+    chosen = f"{signature.name}<{template}>" if template else signature.name
+    slots = (
+        ", ".join(f"{{m2::source::{p.source}, {p.index}}}" for p in signature.parameters) or "{m2::source::buffer, 0}"
+    )
+    return f"""#include <metal_stdlib>
+extern "C" {{ const m2::host* m2_host; }}
+{_function_constants(constants)}
+{prelude}
+#line 1 "{source.file}"
+{body}
+#line 1 "the entry of {signature.name}"
+extern "C" void m2_entry(void* const* buffers, void* const* memory, const m2::thread_info* self) {{
+  static constexpr m2::slot slots[] = {{{slots}}};
+  m2::call(&{chosen}, slots, buffers, memory, *self);
+}}
+"""
+
+
+def type_check_unit(source: Source) -> str:
+    """C++ of everything in ``source``, every explicit instantiation included; for the compiler's eyes only."""
+    body = rewrite(source.text, find_header=_Headers(source.include, instantiate=True).find, instantiate=True)
+    return f'#include <metal_stdlib>\n{_function_constants({})}\n#line 1 "{source.file}"\n{body}\n'
+
+
+def runtime_library() -> Path:
+    """The runtime as a shared object, compiled when it is first needed."""
+    return compile_shared(HERE / "runtime" / "launch.cc", flags=_THREADS, name="metal_runtime").path
+
+
+def runtime_program(sanitizer: Sanitizer) -> Path:
+    """The runtime as a program, for launches with a time limit and for sanitizers."""
+    flags = ["-DM2_PROGRAM", "-rdynamic", *_THREADS]
+    if sanitizer:
+        flags += [f"-fsanitize={sanitizer}", "-DM2_ASAN" if sanitizer == "address" else "-DM2_TSAN", "-g1"]
+    return compile_program(
+        HERE / "runtime" / "launch.cc", flags=flags, name=f"metal_runtime_{sanitizer or 'plain'}"
+    ).path
+
+
+_THREADS = ("-pthread", *(("-ldl",) if sys.platform == "linux" else ()))
+
+
+@functools.cache
+def _flags_of(kind: str, version: str) -> tuple[str, ...]:
+    flags = ["-O1", "-g1", "-w", "-fno-strict-aliasing", "-fwrapv", "-fno-math-errno", "-fno-trapping-math"]
+    if kind != "zig":
+        flags.append("-fsanitize=integer-divide-by-zero,bounds")
+        if sys.platform == "linux":
+            flags.append("-Wl,--as-needed")  # the checks call the shim; the library of the compiler is not wanted
+    if kind == "gcc":
+        major = re.search(r"\) (\d+)\.", version)
+        if major and int(major[1]) >= 13:
+            flags.append("-fexcess-precision=16")
+    else:
+        flags.append("-ffloat16-excess-precision=none")
+    return tuple(flags)
+
+
+def _flags() -> tuple[str, ...]:
+    compiler = find_compiler()
+    return _flags_of(compiler.kind, compiler.version)
+
+
+def _function_constants(constants: Mapping[int, Constant]) -> str:
+    chosen = "".join(
+        f"if constexpr (n == {index}) return {_literal(value)}; else " for index, value in constants.items()
+    )
+    return f"template <int n> constexpr auto m2_function_constant() {{ {chosen}return 0; }}"
+
+
+def _literal(value: Constant) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value!r}f" if isinstance(value, float) else str(value)
+
+
+class _Headers:
+    """Rewritten copies of the headers a source includes, each under a folder named after where it comes from."""
+
+    def __init__(self, include: Sequence[Path], instantiate: bool = False) -> None:
+        self.include = include
+        self.instantiate = instantiate
+        self.done: dict[Path, str] = {}
+
+    def find(self, name: str, beside: Path | None = None) -> str | None:
+        for folder in (*([beside] if beside else []), *self.include):
+            path = folder / name
+            if path.is_file():
+                return self.copy(path.resolve())
+        return None
+
+    def copy(self, path: Path) -> str:
+        if path not in self.done:
+            place = hashlib.sha256(f"{path.parent}{self.instantiate}".encode()).hexdigest()[:16]
+            target = object_folder().parent / "metal_headers" / place / path.name
+            self.done[path] = str(target)
+            text = "#pragma once\n" if path.name in _SHADOWED else self.rewritten(path)
+            _write_if_changed(target, text)
+        return self.done[path]
+
+    def rewritten(self, path: Path) -> str:
+        body = rewrite(
+            path.read_text(),
+            find_header=functools.partial(self.find, beside=path.parent),
+            instantiate=self.instantiate,
+            own=False,
+        )
+        return f'#line 1 "{path}"\n{body}'
+
+
+def _write_if_changed(target: Path, text: str) -> None:
+    if target.is_file() and target.read_text() == text:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False) as file:
+        file.write(text)
+    Path(file.name).replace(target)
