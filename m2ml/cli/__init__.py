@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from m2ml.cli import conformance, demo, inspect, train
+from m2ml.cli import conformance, demo, fuzz, inspect, train
 
 app = typer.Typer(
     name="m2ml",
@@ -19,3 +19,4 @@ app.command("backends")(inspect.backends)
 app.command("doctor")(inspect.doctor)
 app.command("explain")(inspect.explain)
 app.command("conformance")(conformance.command)
+app.command("fuzz")(fuzz.command)

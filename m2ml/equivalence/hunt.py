@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from m2ml.equivalence.bisect import first_disagreement
+from m2ml.equivalence.findings import Counts, Finding
 from m2ml.equivalence.measure import SECOND_LOOK, judge_all, measured_bounds, run_program
 from m2ml.equivalence.programs import RandomProgram, drawable, palette, programs
 from m2ml.equivalence.report import Divergence, Report
@@ -37,39 +38,6 @@ BATCH = 50
 
 #: Longest time spent on shrinking one disagreement, in seconds.
 SHRINKING = 30.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A disagreement, an error, a crash or a hang. ``key`` is the same for what is thought to be the same fault.
-
-    ``source`` is a Python file that shows it; ``said`` the report.
-    """
-
-    key: str
-    kind: str
-    said: str
-    source: str
-
-
-@dataclass
-class Counts:
-    """What was run so far. ``judged`` of ``elements`` results were finite or exact and not decided by rounding."""
-
-    programs: int = 0
-    equations: int = 0
-    elements: int = 0
-    judged: int = 0
-    fallbacks: int = 0
-    disagreements: int = 0
-    primitives: Counter[str] = field(default_factory=Counter)
-    blocks: Counter[str] = field(default_factory=Counter)
-
-    def add(self, other: Counts) -> None:
-        for name in ("programs", "equations", "elements", "judged", "fallbacks", "disagreements"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.primitives.update(other.primitives)
-        self.blocks.update(other.blocks)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,262 @@
+"""Fuzz a backend from a process of its own, which may crash or hang: the program it was running becomes a finding.
+
+The parent holds what is known and writes each finding at once, whole or not at all; the worker holds nothing that
+would be lost with it. Nothing here imports hypothesis, which only the worker needs.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from m2ml.equivalence.findings import Counts, Finding
+
+#: A worker that says nothing for so many seconds hangs.
+PATIENCE = 120.0
+
+#: Run in a worker before anything else; how a test plants what crashes.
+Prepare = Callable[[], None]
+
+
+@dataclass
+class Summary:
+    """What was run, and what was found by key. ``seconds`` is the time that it took."""
+
+    backend: str
+    seed: int
+    counts: Counts = field(default_factory=Counts)
+    findings: dict[str, Finding] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Programs per second."""
+        return self.counts.programs / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        counts = self.counts
+        judged = counts.judged / counts.elements if counts.elements else 0.0
+        found = ", ".join(sorted(self.findings)) or "none"
+        return (
+            f"{counts.programs:,} programs of {counts.equations:,} equations on {self.backend} with seed {self.seed}: "
+            f"{self.rate:.1f} programs/s, {len(counts.primitives)} primitives, {judged:.0%} of {counts.elements:,} "
+            f"elements judged, {counts.disagreements} disagreements; findings: {found}"
+        )
+
+
+class Fuzz:
+    """Random programs on ``backend``, in batches that ``seed`` decides. Findings go to the folder ``out``."""
+
+    def __init__(self, backend: str, *, seed: int = 0, out: Path | None = None, prepare: Prepare | None = None) -> None:
+        self.summary = Summary(backend, seed)
+        self.out, self.prepare = out, prepare
+        self.running = ""
+        self.next_batch = 0
+
+    def run(
+        self,
+        seconds: float,
+        *,
+        programs: int | None = None,
+        patience: float = PATIENCE,
+        on_progress: Callable[[Summary], None] = lambda summary: None,
+    ) -> Summary:
+        """Fuzz for ``seconds``, or until ``programs`` programs have run. Ctrl-C ends it as the time does."""
+        began = time.monotonic()
+        before = self.summary.seconds
+
+        def left() -> float:
+            self.summary.seconds = before + time.monotonic() - began
+            enough = programs is not None and self.summary.counts.programs >= programs
+            return 0.0 if enough else began + seconds - time.monotonic()
+
+        try:
+            while left() > 0:
+                with _worker(_hunt, self._task(), self.prepare) as (process, messages):
+                    self._listen(process, messages, left, patience, on_progress)
+        except KeyboardInterrupt:
+            pass
+        left()
+        on_progress(self.summary)
+        return self.summary
+
+    def _task(self) -> dict[str, Any]:
+        summary = self.summary
+        return {
+            "backend": summary.backend,
+            "seed": summary.seed,
+            "first": self.next_batch,
+            "known": list(summary.findings),
+            "counts": summary.counts,
+        }
+
+    def _listen(
+        self,
+        process: Any,
+        messages: Connection,
+        left: Callable[[], float],
+        patience: float,
+        on_progress: Callable[[Summary], None],
+    ) -> None:
+        """Take in what the worker says until the time is over, or the worker is."""
+        heard = time.monotonic()
+        while left() > 0:
+            if not messages.poll(min(0.2, max(left(), 0.0))):
+                if time.monotonic() - heard > patience:
+                    return self._lost("hang", f"nothing was heard for {patience:g} s", patience)
+                continue
+            heard = time.monotonic()
+            try:
+                kind, content = messages.recv()
+            except (EOFError, OSError):
+                process.join()
+                return self._lost("crash", _exit(process.exitcode), patience)
+            self._hear(kind, content)
+            on_progress(self.summary)
+        return None
+
+    def _hear(self, kind: str, content: Any) -> None:
+        if kind == "before":
+            self.running = content
+        elif kind == "after":
+            self.summary.counts.add(content)
+        elif kind == "finding":
+            self._keep(content)
+        elif kind == "batch":
+            self.next_batch, self.running = content + 1, ""
+
+    def _lost(self, kind: str, said: str, patience: float) -> None:
+        """The worker ended in the middle of a batch: find the equation that ends it again, and go on with the next."""
+        self.next_batch += 1
+        if not self.running:
+            key = f"{self.summary.backend} {kind} between programs"
+            self._keep(Finding(key, kind, said, f'"""{key}: {said}."""\n'))
+            return
+        primitive, source = self._stepped(self.running, min(patience, PATIENCE))
+        key = f"{self.summary.backend} {kind} {primitive or 'of a whole program'}"
+        self._keep(Finding(key, kind, said, _titled(source or self.running, f"{key}: {said}.")))
+        self.running = ""
+
+    def _stepped(self, source: str, patience: float) -> tuple[str, str]:
+        """Run a program's equations one by one in a worker: name and source of the one that ends it, or nothing."""
+        last = ("", "")
+        with _worker(_step, {"backend": self.summary.backend, "source": source}, self.prepare) as (_, messages):
+            try:
+                while messages.poll(patience):
+                    kind, content = messages.recv()
+                    if kind == "end":
+                        return "", ""
+                    last = content
+            except (EOFError, OSError):
+                pass
+        return last
+
+    def _keep(self, finding: Finding) -> None:
+        if finding.key in self.summary.findings:
+            return
+        self.summary.findings[finding.key] = finding
+        if self.out is not None:
+            save(finding, self.out)
+
+
+def save(finding: Finding, folder: Path) -> Path:
+    """Write the finding's source to a file named after its key; the file is there whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{re.sub(r'[^a-z0-9]+', '_', finding.key.lower()).strip('_')[:100]}.py"
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(finding.source)
+    partial.replace(path)
+    return path
+
+
+def _titled(source: str, title: str) -> str:
+    """``source`` with the first line of its docstring replaced."""
+    return re.sub(r'\A"""[^\n"]*', lambda _: f'"""{title}', source)
+
+
+def _exit(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"the process died of {signal.Signals(-code).name}"
+    return f"the process ended with exit code {code}"
+
+
+# Workers ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _worker(
+    target: Callable[..., None], task: dict[str, Any], prepare: Prepare | None
+) -> Iterator[tuple[Any, Connection]]:
+    """A process that runs ``target(connection, **task)``; it is killed when the block ends."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(target, theirs, task, prepare), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield process, ours
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _work(target: Callable[..., None], messages: Connection, task: dict[str, Any], prepare: Prepare | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.setdefault("MLX_DISABLE_COMPILE", "1")  # MLX on a CPU starts a C++ compiler for every fused kernel
+    if prepare:
+        prepare()
+    target(messages, **task)
+
+
+def _hunt(messages: Connection, backend: str, seed: int, first: int, known: list[str], counts: Counts) -> None:
+    """Run one batch after the other and tell of each program before and after it runs."""
+    from m2ml.equivalence.hunt import Hunt, forget_compiled
+
+    hunt = Hunt(
+        backend,
+        seed=seed,
+        known=known,
+        before=lambda source: messages.send(("before", source)),
+        after=lambda new: messages.send(("after", new)),
+    )
+    hunt.counts.add(counts)
+    number = first
+    while True:
+        try:
+            finding = hunt.batch(number)
+        except Exception as error:  # whatever JAX or a generator raises: it costs this batch
+            said = "".join(traceback.format_exception(error))
+            key = f"{backend} no program: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            finding = Finding(key, "error", said, "".join(f"# {line}\n" for line in said.splitlines()))
+        if finding:
+            messages.send(("finding", finding))
+        messages.send(("batch", number))
+        forget_compiled()
+        number += 1
+
+
+def _step(messages: Connection, backend: str, source: str) -> None:
+    """Run the equations of a written program one by one; each is announced before it runs."""
+    from m2ml.equivalence.equations import run_equation
+    from m2ml.equivalence.reproduce import loaded, source_of
+    from m2ml.equivalence.smaller import alone, single_equations
+    from m2ml.plugins import registry
+    from m2ml.staged import Staged
+
+    function, inputs = loaded(source)
+    program = Staged(function).trace(inputs, {})
+    for equation, arrays in single_equations(program.code, inputs):
+        messages.send((equation.name, (equation.name, source_of(alone(program, equation).code, arrays, backend))))
+        run_equation(registry.get(backend), equation, arrays)
+    messages.send(("end", None))
