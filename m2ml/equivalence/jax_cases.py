@@ -12,17 +12,22 @@ import contextlib
 import functools
 import warnings
 import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import numpy as np
 
 from m2ml import compat
 from m2ml.backend import Backend, Gap
-from m2ml.equivalence.jax_transforms import Call, NotTransformable, batched, differentiated
+from m2ml.equivalence.jax_results import Outcome as Outcome
+from m2ml.equivalence.jax_results import Result as Result
+from m2ml.equivalence.jax_results import summary as summary
+from m2ml.equivalence.jax_results import table as table
+from m2ml.equivalence.jax_transforms import TRANSFORMS as TRANSFORMS
+from m2ml.equivalence.jax_transforms import Call, NotTransformable, Transform, batched, differentiated
 from m2ml.equivalence.judgement import judge
 from m2ml.equivalence.measure import SECOND_LOOK, measured_bounds, physical
 from m2ml.equivalence.report import OutputReport
@@ -31,9 +36,6 @@ from m2ml.plugins import registry
 from m2ml.program import Program
 
 Array = np.ndarray[Any, Any]
-
-Transform = Literal["none", "vmap", "grad"]
-TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 
 #: Groups whose first result is a set in no particular order.
 UNORDERED = frozenset({"eig"})
@@ -189,38 +191,6 @@ def spread(items: Sequence[Case], count: int) -> list[Case]:
 # What came of them ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one case.
-
-    ``fallback``: right, but some equation ran on the CPU in place of the engine, as declared. ``gap``: declared not
-    to work, and does not. ``excluded``: JAX itself has no such transformation. ``said`` is the reason, or what failed.
-    """
-
-    name: str
-    verdict: Literal["passed", "fallback", "gap", "failed", "excluded"]
-    said: str = ""
-
-
-@dataclass(frozen=True)
-class Result:
-    """The outcomes of one group; ``cases`` leaves out those that JAX itself does not transform (``excluded``)."""
-
-    backend: str
-    transform: Transform
-    group: str
-    cases: int
-    passed: int
-    fallback: int
-    gaps: Mapping[str, int]
-    failed: tuple[Outcome, ...]
-    excluded: Mapping[str, int]
-
-    @property
-    def ok(self) -> bool:
-        return not self.failed
-
-
 def outcome(case: Case, backend: Backend) -> Outcome:
     """Run one case on ``backend`` and hold it to the reference's bound and to the declared gaps."""
     try:
@@ -304,71 +274,3 @@ def run(
                 progress(name, done, total)
         results.append(summary(backend, transform, name, outcomes))
     return results
-
-
-def summary(backend: str, transform: Transform, group: str, outcomes: Sequence[Outcome]) -> Result:
-    """Count the outcomes of one group."""
-    of = {v: [o for o in outcomes if o.verdict == v] for v in ("passed", "fallback", "gap", "failed", "excluded")}
-    return Result(
-        backend,
-        transform,
-        group,
-        cases=len(outcomes) - len(of["excluded"]),
-        passed=len(of["passed"]),
-        fallback=len(of["fallback"]),
-        gaps=Counter(o.said for o in of["gap"]),
-        failed=tuple(of["failed"]),
-        excluded=Counter(o.said for o in of["excluded"]),
-    )
-
-
-# The table --------------------------------------------------------------------------------------------------
-
-
-def table(results: Sequence[Result]) -> str:
-    """Markdown: a row per group with its counts under each transform, the totals, and what did not pass, with reasons.
-
-    ``results`` are those of `run` for one backend, of one or several transforms.
-    """
-    transforms = [t for t in TRANSFORMS if any(r.transform == t for r in results)]
-    of = {(r.group, r.transform): r for r in results}
-    lines = [_cells("group", *transforms), _cells(*["---"] * (1 + len(transforms)))]
-    for group in sorted({r.group for r in results}):
-        lines.append(_cells(group, *(_counts([of[group, t]] if (group, t) in of else []) for t in transforms)))
-    lines.append(_cells("**all**", *(_counts([r for r in results if r.transform == t]) for t in transforms)))
-    for transform in transforms:
-        lines += _reasons(transform, [r for r in results if r.transform == transform])
-    return "\n".join(lines) + "\n"
-
-
-def _cells(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _counts(results: Sequence[Result]) -> str:
-    """``12 of 14 (1 fallback, 1 gap)``, or a dash where there are no cases."""
-    total, passed = sum(r.cases for r in results), sum(r.passed for r in results)
-    others = {
-        "fallback": sum(r.fallback for r in results),
-        "gap": sum(sum(r.gaps.values()) for r in results),
-        "failed": sum(len(r.failed) for r in results),
-    }
-    noted = ", ".join(f"{count} {what}" for what, count in others.items() if count)
-    return (f"{passed} of {total}" + (f" ({noted})" if noted else "")) if total else "-"
-
-
-def _reasons(transform: Transform, results: Sequence[Result]) -> list[str]:
-    """The declared gaps, the exclusions and the failures under one transform, as lists."""
-    lines: list[str] = []
-    gaps: Counter[str] = sum((Counter(r.gaps) for r in results), Counter())
-    excluded: Counter[str] = sum((Counter(r.excluded) for r in results), Counter())
-    for title, counts in (("declared gaps", gaps), ("not counted: JAX itself has no such transformation", excluded)):
-        if counts:
-            lines += ["", f"{transform}, {title}:", ""]
-            lines += [
-                f"- {count}: {reason}" for reason, count in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))
-            ]
-    failed = [failure for r in results for failure in r.failed]
-    if failed:
-        lines += ["", f"{transform}, failed:", "", *(f"- `{failure.name}`: {failure.said}" for failure in failed)]
-    return lines

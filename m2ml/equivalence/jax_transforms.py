@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,9 @@ import numpy as np
 from m2ml import compat
 
 Array = np.ndarray[Any, Any]
+
+Transform = Literal["none", "vmap", "grad"]
+TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 
 #: A function of arrays and the arguments it is called with.
 Call = tuple[Callable[..., Any], Sequence[Any]]
