@@ -15,9 +15,10 @@ Array([ 0.5 , -0.75], dtype=float32)
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,16 +35,23 @@ _kernels: ContextVar[bool] = ContextVar("m2ml_kernels", default=True)
 Function = Callable[..., Any]
 
 
+@contextlib.contextmanager
+def _allowing(kernels: bool) -> Iterator[None]:
+    """Whether calls traced inside may be run by kernels."""
+    token = _kernels.set(kernels)
+    try:
+        yield
+    finally:
+        _kernels.reset(token)
+
+
 def definitions_only(fn: Function) -> Function:
     """``fn`` in which ops run their definitions on every backend, whatever kernels there are."""
 
     @functools.wraps(fn)
     def run(*args: Any, **kwargs: Any) -> Any:
-        token = _kernels.set(False)
-        try:
+        with _allowing(False):
             return fn(*args, **kwargs)
-        finally:
-            _kernels.reset(token)
 
     return run
 
@@ -215,8 +223,9 @@ class OpCall:
         return function(*jax.tree.unflatten(self.tree, leaves), **dict(self.static))
 
     def definition(self, *leaves: Any) -> list[Any]:
-        """The leaves of the definition's results."""
-        return jax.tree.leaves(self.run(self.op.definition, leaves))
+        """The leaves of the definition's results; kernels may run the ops that it calls if one may run this one."""
+        with _allowing(self.kernels):
+            return jax.tree.leaves(self.run(self.op.definition, leaves))
 
     def with_static(self, changed: Mapping[str, Any]) -> OpCall:
         return OpCall(self.op, tuple((n, changed.get(n, v)) for n, v in self.static), self.tree, self.kernels)

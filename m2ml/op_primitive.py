@@ -173,7 +173,7 @@ def _in_front(args: Sequence[Any], dims: Sequence[Any], call: OpCall) -> list[An
     for i, (x, d) in enumerate(zip(args, dims, strict=True)):
         if isinstance(d, int):
             moved.append(jnp.moveaxis(x, d, 0))
-        elif names[i] in able:
+        elif names.get(i) in able:
             moved.append(jnp.broadcast_to(x, (size, *x.shape)))
         else:
             moved.append(x)

@@ -11,6 +11,9 @@ from m2ml.ops.add_rms_norm import add_rms_norm as add_rms_norm
 from m2ml.ops.geglu import geglu as geglu
 from m2ml.ops.layer_norm import layer_norm as layer_norm
 from m2ml.ops.rms_norm import rms_norm as rms_norm
+from m2ml.ops.rope import rope as rope
+from m2ml.ops.rope_frequencies import RopeFrequencies as RopeFrequencies
+from m2ml.ops.rope_frequencies import rope_frequencies as rope_frequencies
 from m2ml.ops.softmax_cross_entropy import softmax_cross_entropy as softmax_cross_entropy
 from m2ml.ops.swiglu import swiglu as swiglu
 
