@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from m2ml.cli import conformance, demo, fuzz, inspect, train
+from m2ml.cli import compare, conformance, demo, fuzz, inspect, train
 
 app = typer.Typer(
     name="m2ml",
@@ -20,3 +20,4 @@ app.command("doctor")(inspect.doctor)
 app.command("explain")(inspect.explain)
 app.command("conformance")(conformance.command)
 app.command("fuzz")(fuzz.command)
+app.command("compare")(compare.command)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from m2ml.cli.arguments import aval_of, function_of
 from m2ml.cli.console import make_console, plain_errors
 
 
@@ -56,39 +53,6 @@ def explain(
     import m2ml
 
     with plain_errors():
-        found = _function(function)
+        found = function_of(function)
         jitted = found if isinstance(found, m2ml.Jitted) else m2ml.jit(found)
-        typer.echo(jitted.on(backend or m2ml.current()).explain(*map(_aval, arg or ())).text)
-
-
-def _function(name: str) -> Any:
-    from m2ml.errors import M2mlError
-
-    module_name, _, path = name.partition(":")
-    if not module_name or not path:
-        raise M2mlError(f"a function is named as MODULE:FUNCTION; got {name}")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = importlib.import_module(module_name)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise M2mlError(f"{name} was not found: {error}") from error
-    return found
-
-
-def _aval(text: str) -> Any:
-    """``float32[8,64]`` as a `jax.ShapeDtypeStruct`."""
-    import jax
-    import jax.numpy as jnp
-
-    from m2ml.errors import M2mlError
-
-    match = re.fullmatch(r"(\w+)(?:\[([\d, ]*)\])?", text.strip())
-    try:
-        assert match
-        shape = tuple(int(size) for size in (match[2] or "").split(",") if size.strip())
-        return jax.ShapeDtypeStruct(shape, jnp.dtype(match[1]))
-    except (AssertionError, TypeError) as error:
-        raise M2mlError(f"an argument's type is written like float32[8,64]; got {text}") from error
+        typer.echo(jitted.on(backend or m2ml.current()).explain(*map(aval_of, arg or ())).text)

@@ -53,7 +53,7 @@ def compare(
     True
     """
     call = call_of(fn, args, kwargs, grad)
-    names = [n for n in registry.available() if n != "reference"] if backends is None else list(backends)
+    names = _known(backends) if backends is not None else [n for n in registry.available() if n != "reference"]
     refuse_side_effects(call.program)
     refuse_to_swap(call.program, names)
     check_callbacks(call.program, call.host)
@@ -70,6 +70,15 @@ def compare(
         report = judge_all(call.program, results, more, call.paths)
         report = replace(report, backends=tuple(_located(bisect, backend) for backend in report.backends))
     return replace(report, notes=notes)
+
+
+def _known(backends: Iterable[str]) -> list[str]:
+    """The named backends; one that is not registered raises `m2ml.BackendNotFound`."""
+    names = [backends] if isinstance(backends, str) else list(backends)
+    for name in names:
+        if name not in registry.names():
+            registry.get(name)
+    return names
 
 
 def _outputs(run: Callable[[str], list[Any]], name: str) -> list[Any] | str:
@@ -97,6 +106,11 @@ def _located(bisect: Callable[[str], Divergence | None], report: BackendReport) 
 
 
 def _notes(call: Call, bounds: Sequence[Bound]) -> tuple[str, ...]:
-    nan = any(bound.expected.dtype.kind in "fc" and np.isnan(bound.expected).any() for bound in bounds)
-    found = where_nan_begins(call.program, call.host, call.inputs) if nan else ""
-    return (found,) if found else ()
+    """Which results of the reference hold NaN, and where it begins."""
+    values = zip(call.paths, (bound.expected for bound in bounds), strict=True)
+    nan = [path or "the result" for path, x in values if x.dtype.kind in "fc" and np.isnan(x).any()]
+    if not nan:
+        return ()
+    begins = where_nan_begins(call.program, call.host, call.inputs)
+    more = f" and {len(nan) - 4} more" if len(nan) > 4 else ""
+    return (f"NaN in {', '.join(nan[:4])}{more}{': ' if begins else ''}{begins}",)

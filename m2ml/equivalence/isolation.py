@@ -1,7 +1,7 @@
 """Run a backend in a process of its own, so that one that dies or hangs costs its own result only.
 
 The parent writes the call (functions by value, where no module has them) to a folder and starts
-``python -m m2ml.equivalence.isolation FOLDER``, which traces it again, runs it and writes what it found beside it.
+a fresh Python, which traces it again, runs it and writes what it found beside it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Isolated:
         with tempfile.TemporaryDirectory(prefix="m2ml-isolated-") as folder:
             Path(folder, "call").write_bytes(self.payload)
             Path(folder, "task").write_bytes(pickle.dumps((task, backend, self.fingerprint, sys.path)))
-            command = [sys.executable, "-m", __name__, folder]
+            command = [sys.executable, "-c", f"from {__name__} import serve; serve({folder!r})"]
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
             try:
                 done = subprocess.run(
@@ -129,7 +129,9 @@ def isolated(
     return Isolated(payload, call.program.fingerprint, TIME_LIMIT if limit is True else float(limit))
 
 
-def _serve(folder: Path) -> None:
+def serve(name: str) -> None:
+    """Answer what the parent asks in folder ``name``."""
+    folder = Path(name)
     task, backend, fingerprint, sys.path[:] = pickle.loads((folder / "task").read_bytes())
     try:
         answer = True, _TASKS[task](_received(folder, fingerprint), backend)
@@ -160,7 +162,3 @@ class _Sent:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.staged.fn(*args, **kwargs)
-
-
-if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))

@@ -69,7 +69,8 @@ class OutputReport:
 
     def __str__(self) -> str:
         where = f" at {list(self.index)}" if self.index else ""
-        said = self.mismatch or f"largest difference {self.difference:.3g}, {self.worst:.3g} of the bound{where}"
+        largest = f"largest difference {self.difference:.3g}, {self.worst:.3g} of the bound{where}"
+        said = self.mismatch or (largest if self.difference or self.worst else "equal")
         unstable = f", {self.unstable} elements decided by rounding" if self.unstable else ""
         return f"{self.path or 'result'} {self.dtype}: {said}{unstable}"
 
@@ -125,7 +126,7 @@ class BackendReport:
             lines.append(f"    {self.divergence}")
         for out in self.outputs:
             lines.append(f"    {out}")
-            if len(out.classes) > 1 or not out.ok:
+            if not out.ok or {part.name for part in out.classes} - {"finite", "exact"}:
                 lines += [f"      {part}" for part in out.classes]
         return lines
 
