@@ -1,41 +1,60 @@
 // y = x / sqrt(mean(x^2) + eps) * weight, over the last axis.
 //
-// A row is read twice: the second time from cache. Must move: x once, y once; moves just that for rows that fit L1.
-#include "vector.h"
+// A row is read twice, the second time from cache. Must move: x once, y once; moves just that for rows that fit it.
+#include "norm.h"
 
 namespace m2ml {
 
-template <class T> float mean_of_squares(const T* x, int64_t n) {
-  Floats a = splat(0), b = splat(0), c = splat(0), d = splat(0);
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    const Floats p = load(x + i), q = load(x + i + kLanes), r = load(x + i + 2 * kLanes), s = load(x + i + 3 * kLanes);
-    a += p * p, b += q * q, c += r * r, d += s * s;
-  }
-  each_vector(n - i, [&](int64_t j, auto whole, int64_t count) {
-    const Floats p = load_at(x + i + j, whole, count);
-    a += p * p;
+template <class T> float inverse_root(const T* x, int64_t n, float eps) {
+  const float squares = sum_of(n, [&](int64_t i, auto whole, int64_t count) {
+    const Floats value = load_at(x + i, whole, count);
+    return value * value;
   });
-  return sum((a + b) + (c + d)) / static_cast<float>(n);
+  return 1.0f / std::sqrt(squares / static_cast<float>(n) + eps);
 }
 
-template <class T, class W> void rows(const Call& call, float eps, const W* weight) {
-  const Array input = call.in(0);
-  const int64_t n = input.size(-1);
-  const T* x = input.data<T>();
+template <class T, class W> void forward(const Call& call, float eps, const W* weight) {
+  const int64_t n = call.in(0).size(-1);
+  const T* x = call.in(0).data<T>();
   T* y = call.out(0).data<T>();
-  call.parallel(n ? input.rows(-1) : 0, 1 + (int64_t{1} << 14) / std::max<int64_t>(n, 1), [&](int64_t begin, int64_t end) {
+  each_rows(call, call.in(0).rows(-1), n, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const T* from = x + row * n;
-      T* to = y + row * n;
-      const float scale = 1.0f / std::sqrt(mean_of_squares(from, n) + eps);
+      const float scale = inverse_root(x + row * n, n, eps);
       each_vector(n, [&](int64_t i, auto whole, int64_t count) {
-        Floats value = load_at(from + i, whole, count) * scale;
+        Floats value = load_at(x + row * n + i, whole, count) * scale;
         if (weight) value *= load_at(weight + i, whole, count);
-        store_at(to + i, value, whole, count);
+        store_at(y + row * n + i, value, whole, count);
       });
     }
   });
+}
+
+// dx = r (w dy - x r^2 mean(w dy x)), dweight = sum over rows of dy x r, with r = 1 / sqrt(mean(x^2) + eps).
+template <class T, class W> void backward(const Call& call, float eps, const W* weight) {
+  const int64_t last = call.arguments() - 1, n = call.in(0).size(-1), rows = n ? call.in(0).rows(-1) : 0;
+  const T *x = call.in(0).data<T>(), *dy = call.in(last).data<T>();
+  T* dx = call.out(0).data<T>();
+  RowSums sums(call, rows, n, weight ? 1 : 0);
+  sums.run(call, rows, [&](int64_t begin, int64_t end, float* total) {
+    for (int64_t row = begin; row < end; ++row) {
+      const T *from = x + row * n, *given = dy + row * n;
+      const float r = inverse_root(from, n, eps);
+      const auto slope = [&](int64_t i, auto whole, int64_t count) {
+        const Floats d = load_at(given + i, whole, count);
+        return weight ? d * load_at(weight + i, whole, count) : d;
+      };
+      const float along = sum_of(n, [&](int64_t i, auto whole, int64_t count) {
+        return slope(i, whole, count) * load_at(from + i, whole, count);
+      });
+      const float shrink = along / static_cast<float>(n) * r * r;
+      each_vector(n, [&](int64_t i, auto whole, int64_t count) {
+        const Floats value = load_at(from + i, whole, count);
+        store_at(dx + row * n + i, r * (slope(i, whole, count) - value * shrink), whole, count);
+        if (weight) store_at(total + i, load_at(total + i, whole, count) + load_at(given + i, whole, count) * value * r, whole, count);
+      });
+    }
+  });
+  if (weight) sums.write(0, call.out(1).data<W>());
 }
 
 }  // namespace m2ml
@@ -45,10 +64,23 @@ M2ML_KERNEL(rms_norm) {
   using namespace m2ml;
   with_type(call.in(0).type(), [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
-    if (call.arguments() == 1) return rows<T, float>(call, call.number("eps"), nullptr);
+    if (call.arguments() == 1) return forward<T, float>(call, call.number("eps"), nullptr);
     with_type(call.in(1).type(), [&](auto* w) {
       using W = std::remove_pointer_t<decltype(w)>;
-      rows<T, W>(call, call.number("eps"), call.in(1).data<W>());
+      forward<T, W>(call, call.number("eps"), call.in(1).data<W>());
+    });
+  });
+}
+
+// in: x, weight (may be absent), dy; out: dx, dweight (where there is a weight); static: eps.
+M2ML_KERNEL(rms_norm_backward) {
+  using namespace m2ml;
+  with_type(call.in(0).type(), [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    if (call.arguments() == 2) return backward<T, float>(call, call.number("eps"), nullptr);
+    with_type(call.in(1).type(), [&](auto* w) {
+      using W = std::remove_pointer_t<decltype(w)>;
+      backward<T, W>(call, call.number("eps"), call.in(1).data<W>());
     });
   });
 }

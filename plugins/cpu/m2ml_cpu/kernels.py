@@ -1,8 +1,8 @@
-"""The C++ kernels of the ops that come with m2ml."""
+"""The C++ kernels of the ops that come with m2ml, and what each takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,24 +11,110 @@ import numpy as np
 from m2ml import Kernel
 from m2ml_cpu.ffi import handler, source_of
 
-Load = Callable[[], Callable[..., Any]]
+Function = Callable[..., Any]
 
 
 def like(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def load_rms_norm() -> Callable[..., Any]:
-    call = handler(source_of("rms_norm"))
-
-    def rms_norm(x: Any, weight: Any = None, *, eps: float) -> Any:
-        return call(like(x), x, *(() if weight is None else (weight,)), eps=np.float32(eps))
-
-    return rms_norm
+def present(*arrays: Any) -> list[Any]:
+    return [x for x in arrays if x is not None]
 
 
-def cpp(op: str, load: Load, about: str, **more: Any) -> Kernel:
-    return Kernel(op, "cpu", f"cpp/{op}", load, devices=("cpu",), source=f"cpp/{op}.cc", about=about, **more)
+def cpp(op: str, make: Callable[[Function], Function], *, file: str = "", **more: Any) -> Kernel:
+    """A kernel whose handler ``op`` stands in ``cpp/<file>.cc``; ``make(handler)`` gives the function in its terms."""
+    file = file or op.removesuffix("_backward")
+
+    def load() -> Function:
+        return make(handler(source_of(file), op))
+
+    return Kernel(op, "cpu", f"cpp/{op}", load, devices=("cpu",), source=f"cpp/{file}.cc", **more)
 
 
-KERNELS = (cpp("rms_norm", load_rms_norm, "one pass over memory, rows in parallel"),)
+def one_dtype(*arrays: Any, **static: Any) -> str:
+    """Kernels that take one dtype for all arrays decline others."""
+    dtypes = {np.dtype(x.dtype).name for x in present(*arrays)}
+    return "" if len(dtypes) == 1 else f"it takes one dtype for all, not {', '.join(sorted(dtypes))}"
+
+
+def leading_dtype(x: Any, residual: Any, *weights: Any, **static: Any) -> str:
+    return one_dtype(x, residual)
+
+
+def first_gradients(count: int) -> Callable[..., str]:
+    """A backward kernel that gives the gradients of its first ``count`` arguments and of weights, if it is asked for it."""
+
+    def accepts(args: Any, outputs: Any, cotangents: Any, *, wrt: Sequence[int], static: Any) -> str:
+        return one_dtype(*args[:count], *cotangents)
+
+    return accepts
+
+
+def rms_norm(call: Function) -> Function:
+    return lambda x, weight, *, eps: call(like(x), x, *present(weight), eps=np.float32(eps))
+
+
+def rms_norm_backward(call: Function) -> Function:
+    def backward(args: Any, outputs: Any, cotangents: Any, *, wrt: Sequence[int], static: Any) -> Any:
+        x, weight = args
+        given = call(
+            [like(a) for a in present(x, weight)], *present(x, weight), *cotangents, eps=np.float32(dict(static)["eps"])
+        )
+        return tuple(given[i] for i in wrt)
+
+    return backward
+
+
+def layer_norm(call: Function) -> Function:
+    return lambda x, weight, bias, *, eps: call(like(x), x, *present(weight, bias), eps=np.float32(eps))
+
+
+def layer_norm_takes(x: Any, weight: Any = None, bias: Any = None, **static: Any) -> str:
+    if bias is not None:
+        return "a bias without a weight" if weight is None else one_dtype(weight, bias)
+    return ""
+
+
+def layer_norm_backward(call: Function) -> Function:
+    def backward(args: Any, outputs: Any, cotangents: Any, *, wrt: Sequence[int], static: Any) -> Any:
+        x, weight, bias = args
+        attributes = {"eps": np.float32(dict(static)["eps"]), "bias": np.int64(bias is not None)}
+        given = call([like(a) for a in present(*args)], *present(x, weight), *cotangents, **attributes)
+        return tuple(given[i] for i in wrt)
+
+    return backward
+
+
+def layer_norm_backward_takes(args: Any, outputs: Any, cotangents: Any, **static: Any) -> str:
+    return layer_norm_takes(*args) or one_dtype(args[0], *cotangents)
+
+
+def add_rms_norm(call: Function) -> Function:
+    def forward(x: Any, residual: Any, weight: Any, *, eps: float) -> Any:
+        return tuple(call([like(x), like(x)], x, residual, *present(weight), eps=np.float32(eps)))
+
+    return forward
+
+
+def swiglu(call: Function) -> Function:
+    return lambda gate, up: call(like(gate), gate, up)
+
+
+def swiglu_backward(call: Function) -> Function:
+    def backward(args: Any, outputs: Any, cotangents: Any, *, wrt: Sequence[int], static: Any) -> Any:
+        given = call([like(x) for x in args], *args, *cotangents)
+        return tuple(given[i] for i in wrt)
+
+    return backward
+
+
+KERNELS = (
+    cpp("rms_norm", rms_norm),
+    cpp("rms_norm_backward", rms_norm_backward, accepts=first_gradients(1)),
+    cpp("layer_norm", layer_norm, accepts=layer_norm_takes),
+    cpp("layer_norm_backward", layer_norm_backward, accepts=layer_norm_backward_takes),
+    cpp("add_rms_norm", add_rms_norm, accepts=leading_dtype),
+    cpp("swiglu", swiglu, accepts=one_dtype),
+    cpp("swiglu_backward", swiglu_backward, accepts=first_gradients(2)),
+)

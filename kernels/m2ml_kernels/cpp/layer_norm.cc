@@ -1,0 +1,95 @@
+// y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, over the last axis.
+//
+// A row is read three times, twice from cache: the mean first, so that far from zero no digits cancel. Must move: x
+// once, y once; moves just that for rows that fit the cache.
+#include "norm.h"
+
+namespace m2ml {
+
+struct Moments { float mean, inverse; };
+
+template <class T> Moments moments(const T* x, int64_t n, float eps) {
+  const float mean = sum_of(n, [&](int64_t i, auto whole, int64_t count) { return load_at(x + i, whole, count); }) / static_cast<float>(n);
+  const float squares = sum_of(n, [&](int64_t i, auto whole, int64_t count) {
+    Floats value = load_at(x + i, whole, count) - mean;
+    if constexpr (!decltype(whole)::value)
+      for (int64_t k = count; k < kLanes; ++k) value[k] = 0;
+    return value * value;
+  });
+  return {mean, 1.0f / std::sqrt(squares / static_cast<float>(n) + eps)};
+}
+
+template <class T, class W> void forward(const Call& call, float eps, const W* weight, const W* bias) {
+  const int64_t n = call.in(0).size(-1);
+  const T* x = call.in(0).data<T>();
+  T* y = call.out(0).data<T>();
+  each_rows(call, call.in(0).rows(-1), n, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const Moments m = moments(x + row * n, n, eps);
+      each_vector(n, [&](int64_t i, auto whole, int64_t count) {
+        Floats value = (load_at(x + row * n + i, whole, count) - m.mean) * m.inverse;
+        if (weight) value *= load_at(weight + i, whole, count);
+        if (bias) value += load_at(bias + i, whole, count);
+        store_at(y + row * n + i, value, whole, count);
+      });
+    }
+  });
+}
+
+// With z = (x - mean) r and d = w dy: dx = r (d - mean(d) - z mean(d z)), dweight = sum dy z, dbias = sum dy.
+template <class T, class W> void backward(const Call& call, float eps, const W* weight) {
+  const int64_t last = call.arguments() - 1, n = call.in(0).size(-1), rows = n ? call.in(0).rows(-1) : 0;
+  const T *x = call.in(0).data<T>(), *dy = call.in(last).data<T>();
+  T* dx = call.out(0).data<T>();
+  RowSums sums(call, rows, n, 2);
+  sums.run(call, rows, [&](int64_t begin, int64_t end, float* total) {
+    for (int64_t row = begin; row < end; ++row) {
+      const T *from = x + row * n, *given = dy + row * n;
+      const Moments m = moments(from, n, eps);
+      const auto slope = [&](int64_t i, auto whole, int64_t count) {
+        const Floats d = load_at(given + i, whole, count);
+        return weight ? d * load_at(weight + i, whole, count) : d;
+      };
+      const float size = static_cast<float>(n), level = sum_of(n, slope) / size;
+      const float along = sum_of(n, [&](int64_t i, auto whole, int64_t count) {
+        return slope(i, whole, count) * ((load_at(from + i, whole, count) - m.mean) * m.inverse);
+      }) / size;
+      each_vector(n, [&](int64_t i, auto whole, int64_t count) {
+        const Floats z = (load_at(from + i, whole, count) - m.mean) * m.inverse, d = load_at(given + i, whole, count);
+        store_at(dx + row * n + i, m.inverse * (slope(i, whole, count) - level - z * along), whole, count);
+        store_at(total + i, load_at(total + i, whole, count) + d * z, whole, count);
+        store_at(total + n + i, load_at(total + n + i, whole, count) + d, whole, count);
+      });
+    }
+  });
+  if (weight) sums.write(0, call.out(1).data<W>());
+  if (weight && call.integer("bias")) sums.write(1, call.out(2).data<W>());
+}
+
+}  // namespace m2ml
+
+// in: x[*b n], weight[n] and bias[n] (both or weight alone or none); out: y[*b n]; static: eps.
+M2ML_KERNEL(layer_norm) {
+  using namespace m2ml;
+  with_type(call.in(0).type(), [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    if (call.arguments() == 1) return forward<T, float>(call, call.number("eps"), nullptr, nullptr);
+    with_type(call.in(1).type(), [&](auto* w) {
+      using W = std::remove_pointer_t<decltype(w)>;
+      forward<T, W>(call, call.number("eps"), call.in(1).data<W>(), call.arguments() == 3 ? call.in(2).data<W>() : nullptr);
+    });
+  });
+}
+
+// in: x, weight (may be absent), dy; out: dx, dweight and, where `bias` is 1, dbias; static: eps, bias.
+M2ML_KERNEL(layer_norm_backward) {
+  using namespace m2ml;
+  with_type(call.in(0).type(), [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    if (call.arguments() == 2) return backward<T, float>(call, call.number("eps"), nullptr);
+    with_type(call.in(1).type(), [&](auto* w) {
+      using W = std::remove_pointer_t<decltype(w)>;
+      backward<T, W>(call, call.number("eps"), call.in(1).data<W>());
+    });
+  });
+}

@@ -1,0 +1,53 @@
+// What the norms share: sums over a row, and gradients that are summed over rows.
+#pragma once
+
+#include <vector>
+
+#include "vector.h"
+
+namespace m2ml {
+
+// The sum of term(i, whole, n) over a row of n elements, in four running sums.
+template <class Term> float sum_of(int64_t n, const Term& term) {
+  Floats total[4] = {splat(0), splat(0), splat(0), splat(0)};
+  constexpr std::integral_constant<bool, true> whole{};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    for (int k = 0; k < 4; ++k) total[k] += term(i + k * kLanes, whole, int64_t{kLanes});
+  each_vector(n - i, [&](int64_t j, auto part, int64_t count) { total[0] += term(i + j, part, count); });
+  return sum((total[0] + total[1]) + (total[2] + total[3]));
+}
+
+// Rows in parallel, in parts that are worth a thread.
+template <class Work> void each_rows(const Call& call, int64_t rows, int64_t n, const Work& work) {
+  call.parallel(n ? rows : 0, 1 + (int64_t{1} << 14) / std::max<int64_t>(n, 1), work);
+}
+
+// Sums over rows of `arrays` gradients of length n: each part of the rows adds to sums of its own.
+class RowSums {
+ public:
+  RowSums(const Call& call, int64_t rows, int64_t n, int64_t arrays) : n_(n), arrays_(arrays) {
+    parts_ = std::clamp<int64_t>(rows, 1, 4 * call.threads());
+    part_ = (rows + parts_ - 1) / parts_;
+    sums_.assign(parts_ * arrays * n, 0.0f);
+  }
+  // work(begin, end, sums): rows [begin, end) into sums[array * n + i].
+  template <class Work> void run(const Call& call, int64_t rows, const Work& work) {
+    call.parallel(parts_, 1, [&](int64_t first, int64_t last) {
+      for (int64_t p = first; p < last; ++p) work(std::min(rows, p * part_), std::min(rows, (p + 1) * part_), sums_.data() + p * arrays_ * n_);
+    });
+  }
+  template <class T> void write(int64_t array, T* to) const {
+    each_vector(n_, [&](int64_t i, auto whole, int64_t count) {
+      Floats total = splat(0);
+      for (int64_t p = 0; p < parts_; ++p) total += load_at(sums_.data() + (p * arrays_ + array) * n_ + i, whole, count);
+      store_at(to + i, total, whole, count);
+    });
+  }
+
+ private:
+  int64_t n_, arrays_, parts_, part_;
+  std::vector<float> sums_;
+};
+
+}  // namespace m2ml
