@@ -36,11 +36,19 @@ def first_disagreement(program: Program, host: Sequence[Array], backend: str) ->
     reference only and are not judged.
     """
     engine = registry.get(backend)
-    for enter in (False, True):  # a loop is judged as one equation first, and entered when it is wrong
-        found = _stepped(engine, silent(program.code), host, enter_all=enter)
-        if found or not any(step.equation.name in CONTROL_FLOW for step in program.code.steps):
-            break
-    return found or _compiled(program, host, backend)
+    code = silent(program.code_with_ops(_keep_whole))
+    loops = any(step.equation.name in CONTROL_FLOW for step in code.steps)
+    for enter_all in (False, True) if loops else (False,):  # a loop is one equation first, and entered when it is wrong
+        try:
+            _Stepper(engine, enter_all).run(code, host, "")
+        except _Found as found:
+            return found.divergence
+    return _compiled(program, code, host, backend)
+
+
+def _keep_whole(call: Any, avals: Sequence[Any]) -> Callable[..., Any]:
+    """Keep every op whole; it is compiled as a program of its own, in which the backend chooses its kernel."""
+    return _op_program
 
 
 # One equation at a time ------------------------------------------------------------------------------
@@ -49,14 +57,6 @@ def first_disagreement(program: Program, host: Sequence[Array], backend: str) ->
 class _Found(Exception):
     def __init__(self, divergence: Divergence) -> None:
         self.divergence = divergence
-
-
-def _stepped(engine: Backend, code: Code, host: Sequence[Array], *, enter_all: bool) -> Divergence | None:
-    try:
-        _Stepper(engine, enter_all).run(code, host, "")
-    except _Found as found:
-        return found.divergence
-    return None
 
 
 class _Stepper:
@@ -70,6 +70,8 @@ class _Stepper:
         return evaluate(code, lambda equation, arrays: self.step(equation, arrays, path), np.asarray, typed)
 
     def step(self, equation: Equation, inputs: Sequence[Array], path: str) -> list[Array]:
+        if equation.kernel is not None:
+            return self.op(equation, inputs, path)
         bounds = equation_bounds(equation, inputs)
         outs = rounded(bounds)
         if equation.name in CALLBACKS:
@@ -85,6 +87,17 @@ class _Stepper:
         if worst:
             raise _Found(Divergence(equation.name, equation.describe(), equation.source, worst, path))
         return outs
+
+    def op(self, equation: Equation, inputs: Sequence[Array], path: str) -> list[Array]:
+        """Hold an op, with whatever kernel the backend has for it, against its definition; enter it when wrong."""
+        program = _op_program(equation)
+        bounds, worst = measured_bounds(program, inputs), _judged(program, inputs, self.engine.name)
+        if worst or self.enter_all:
+            inside = f"the definition of {equation.name}"
+            self.run(silent(program.code), inputs, f"{path}, {inside}" if path else inside)
+        if worst:
+            raise _Found(Divergence(equation.name, equation.describe(), equation.source, worst[1], path))
+        return rounded(bounds)
 
     def enter(self, equation: Equation, inputs: Sequence[Array], path: str) -> None:
         """Step through the bodies of a loop or a branch."""
@@ -122,16 +135,15 @@ def failed(error: Exception) -> OutputReport:
 # Beginnings of the program, compiled ---------------------------------------------------------------
 
 
-def _compiled(program: Program, host: Sequence[Array], backend: str) -> Divergence | None:
+def _compiled(program: Program, code: Code, host: Sequence[Array], backend: str) -> Divergence | None:
     """A disagreement of the program as ``backend`` compiles it, located by halving; None when it agrees."""
-    code = silent(program.code)
     whole = _judged(program, host, backend)
     if whole is None or not code.steps:
         return None
     raises = not whole[1].dtype  # then what is looked for is the first equation with which it raises
 
     def beginning(count: int) -> tuple[int, OutputReport] | None:
-        found = _judged(_beginning(program, count), host, backend)
+        found = _judged(_beginning(program, code, count), host, backend)
         return found if found is None or raises == (not found[1].dtype) else None
 
     right, wrong, worst = 0, len(code.steps), beginning(len(code.steps))
@@ -149,7 +161,7 @@ def _compiled(program: Program, host: Sequence[Array], backend: str) -> Divergen
 
 
 def _divergence(equation: Equation, output: OutputReport, how: str) -> Divergence:
-    return Divergence(equation.name, equation.describe(), equation.source, output, "", how)
+    return Divergence(equation.name, equation.describe(), equation.source, replace(output, path=""), "", how)
 
 
 def _judged(program: Program, host: Sequence[Array], backend: str) -> tuple[int, OutputReport] | None:
@@ -163,9 +175,8 @@ def _judged(program: Program, host: Sequence[Array], backend: str) -> tuple[int,
     return max(wrong, key=lambda item: item[1].worst, default=None)
 
 
-def _beginning(program: Program, count: int) -> Program:
+def _beginning(program: Program, code: Code, count: int) -> Program:
     """The first ``count`` equations as a program that returns every value made by them that is still needed."""
-    code = silent(program.code)
     made = [slot for step in code.steps[:count] for slot in step.outputs]
     needed = {*code.outputs, *(slot for step in code.steps[count:] for slot in step.inputs)}
     outputs = code.outputs if count == len(code.steps) else tuple(slot for slot in made if slot in needed)
@@ -177,12 +188,23 @@ def retraced(program: Program, code: Code) -> Program:
     """``code`` as a program on physical arrays, with the name and donation of ``program``."""
 
     def fn(*args: Any) -> list[Any]:
-        bind: Callable[[Equation, Sequence[Any]], list[Any]] = lambda equation, arrays: equation.bind(*arrays)  # noqa: E731
-        return evaluate(code, bind, jax.numpy.asarray, args)
+        return evaluate(code, lambda equation, arrays: equation.bind(*arrays), jax.numpy.asarray, args)
 
-    jaxpr = jax.make_jaxpr(fn)(*code.in_avals)
-    in_tree, out_tree = jax.tree.structure((code.in_avals, {})), jax.tree.structure([0] * len(code.outputs))
-    return Program(program.name, jaxpr, in_tree, out_tree, program.donated, program.strict)
+    return _program(program.name, fn, code.in_avals, program.donated, program.strict)
+
+
+def _op_program(equation: Equation) -> Program:
+    """One call of an op as a program."""
+    donated = (False,) * len(equation.inputs)
+    return _program(equation.name, equation.bind, equation.inputs, donated, strict=False)
+
+
+def _program(
+    name: str, fn: Callable[..., list[Any]], avals: Sequence[Any], donated: tuple[bool, ...], strict: bool
+) -> Program:
+    jaxpr = jax.make_jaxpr(fn)(*avals)
+    in_tree, out_tree = jax.tree.structure((tuple(avals), {})), jax.tree.structure([0] * len(jaxpr.out_avals))
+    return Program(name, jaxpr, in_tree, out_tree, donated, strict)
 
 
 def _writer(code: Code, output: int) -> Step | None:

@@ -19,11 +19,12 @@ LEAST, MOST = 1e-3, 1e4
 def draw(report: Report, path: Any) -> None:
     """Write ``report`` as an image to ``path``: a row of maps per backend, one map per output.
 
-    Blue lies inside the bound, red outside; white is equal to the reference or decided by rounding alone.
+    Blue lies inside the bound, the darker the nearer to it, red outside; white is equal or decided by rounding.
     """
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import TwoSlopeNorm
+    from matplotlib.colors import ListedColormap, TwoSlopeNorm
     from matplotlib.figure import Figure
 
     rows = [(b, _worst_first(b)) for b in report.backends]
@@ -35,14 +36,15 @@ def draw(report: Report, path: Any) -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     norm = TwoSlopeNorm(0.0, math.log10(LEAST), math.log10(MOST))
+    inside, outside = colormaps["Blues"](np.linspace(0.1, 0.8, 128)), colormaps["OrRd"](np.linspace(0.5, 1, 128))
+    colors = ScalarMappable(norm, ListedColormap(np.concatenate([inside, outside])))
     line = 0
     for backend, outputs in rows:
         for place, output in enumerate(outputs):
-            _map(axes[line + place // columns, place % columns], backend, output, norm)
+            _map(axes[line + place // columns, place % columns], backend, output, colors)
         if not outputs:
             axes[line, 0].text(0, 0.5, f"{backend.backend}: {backend.error or 'no outputs'}", wrap=True)
         line += max(math.ceil(len(outputs) / columns), 1)
-    colors = ScalarMappable(norm, "RdBu_r")
     bar = figure.colorbar(colors, ax=list(axes.flat), label="distance from the reference in units of the bound")
     ticks = range(int(math.log10(LEAST)), int(math.log10(MOST)) + 1)
     bar.set_ticks(list(ticks), labels=[f"{10.0**t:g}" for t in ticks])
@@ -62,7 +64,7 @@ def _title(report: Report) -> str:
     return f"{report.name} against the reference{shown}"
 
 
-def _map(axis: Any, backend: BackendReport, output: OutputReport, norm: Any) -> None:
+def _map(axis: Any, backend: BackendReport, output: OutputReport, colors: Any) -> None:
     axis.set_axis_on()
     axis.set_xticks([])
     axis.set_yticks([])
@@ -75,5 +77,9 @@ def _map(axis: Any, backend: BackendReport, output: OutputReport, norm: Any) -> 
     with np.errstate(divide="ignore"):
         share = np.clip(np.log10(output.map.astype(float)), math.log10(LEAST), math.log10(MOST))
     axis.imshow(
-        np.ma.masked_where(output.map == 0, share), cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest"
+        np.ma.masked_where(output.map == 0, share),
+        cmap=colors.cmap,
+        norm=colors.norm,
+        aspect="auto",
+        interpolation="nearest",
     )
