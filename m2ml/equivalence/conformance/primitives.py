@@ -37,7 +37,7 @@ class _Examples:
     def __init__(self, subject: Subject, name: str) -> None:
         self.subject, self.name = subject, name
         self.engine: Any = _Compiling(subject.backend)
-        self.met: set[str] = set()
+        self.met = False
         self.refusals: list[DeclaredGap] = []
         self.met_gap = False
 
@@ -59,7 +59,7 @@ class _Examples:
             self.example(data)
 
         examples()
-        if self.name not in self.met:
+        if not self.met:
             raise NotRun("no example binds it in this version of JAX")
         if self.refusals:
             raise self.refusals[0]
@@ -71,7 +71,9 @@ class _Examples:
 
         function, arrays = CASES[self.name](data.draw, self.name)  # type: ignore[attr-defined]
         program = trace(function, *arrays)
-        self.met |= set(program.primitives)
+        if self.name not in program.primitives:  # this version of JAX expands it
+            return
+        self.met = True
         self.met_gap |= any(gap.primitive == self.name for gap in self.subject.gaps(program.code))
         try:
             check(program.code, arrays, [self.engine])
