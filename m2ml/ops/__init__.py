@@ -8,8 +8,11 @@ Array([0.84852815, 1.1313709 ], dtype=float32)
 
 from m2ml.op import Op, ops
 from m2ml.ops.add_rms_norm import add_rms_norm as add_rms_norm
+from m2ml.ops.batch_norm_act import batch_norm_act as batch_norm_act
+from m2ml.ops.conv_bias_act import conv_bias_act as conv_bias_act
 from m2ml.ops.geglu import geglu as geglu
 from m2ml.ops.layer_norm import layer_norm as layer_norm
+from m2ml.ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from m2ml.ops.rms_norm import rms_norm as rms_norm
 from m2ml.ops.rope import rope as rope
 from m2ml.ops.rope_frequencies import RopeFrequencies as RopeFrequencies
