@@ -21,7 +21,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +144,12 @@ class Op:
         """Decorator: ``cost(*avals, **static)`` gives flops and compulsory bytes."""
         self.cost = function
         return function
+
+    @overload
+    def defbackward(self, function: Function, /) -> Function: ...
+
+    @overload
+    def defbackward(self, /, **residuals: Any) -> Callable[[Function], Function]: ...
 
     def defbackward(self, function: Function | None = None, /, **residuals: Any) -> Any:
         """Decorator: the op's own backward pass ``backward(args, outputs, cotangents, **static)``.

@@ -6,6 +6,7 @@ against is always the definition, run by the reference, within the bound that it
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -170,8 +171,13 @@ def check_second_derivative(op: Op, sample: Sample, on: Sequence[Implementation]
 
 
 def planted(op: Op, fault: Function) -> Op:
-    """``op`` with a wrong definition; it is held against the right one."""
-    wrong = Op(fault, op.shapes.text, f"{op.name}_{fault.__name__}")
+    """``op`` with a wrong definition, which gets every static argument; it is held against the right one."""
+
+    def definition(*args: Any, **static: Any) -> Any:
+        return fault(*args, **static)
+
+    definition.__signature__ = op.signature  # type: ignore[attr-defined]
+    wrong = Op(definition, op.shapes.text, f"{op.name}_{fault.__name__}")
     wrong.laws, wrong.samples = op.laws, op.samples
     return wrong
 
