@@ -47,9 +47,10 @@ TIES = UNORDERED | {"approx_top_k"}
 DETERMINED = {"eig": (0,), "eigh": (1,), "svd": (0,)}
 
 #: What JAX itself gets wrong on the CPU, each with a reproducer in ``tests/upstream``: no backend need agree with it.
-UPSTREAM: tuple[Gap, ...] = tuple(
-    Gap("polygamma", "*", "JAX's zeta function is wrong below -8", case=f"grad(digamma_shape_{dtype}_*")
-    for dtype in ("bfloat16", "float32")
+UPSTREAM: tuple[Gap, ...] = (
+    Gap("polygamma", "*", "JAX's zeta function is wrong below -8", case="grad(digamma_shape_bfloat16_*"),
+    Gap("polygamma", "*", "JAX's zeta function is wrong below -8", case="grad(digamma_shape_float32_*"),
+    Gap("*", "complex64", "JAX does not compile its own gradient of complex extrema", case="grad(reduce_window_m[ai]*"),
 )
 
 #: XLA's compiled programs are let go after this many cases.
