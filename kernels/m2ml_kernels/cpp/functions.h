@@ -59,4 +59,20 @@ inline Floats tanh(Floats x) {
   return where(size < splat(0.625f), small, where(x < splat(0), -large, where(x != x, x, large)));
 }
 
+// Sine and cosine; the angle is reduced in float64, so that large ones lose nothing but their own rounding.
+inline void sincos(Floats angle, Floats& sine, Floats& cosine) {
+  typedef double Doubles __attribute__((vector_size(8 * kLanes)));
+  const Doubles wide = __builtin_convertvector(angle, Doubles), magic = Doubles{} + 6755399441055744.0;  // 1.5 * 2^52
+  const Doubles quarters = (wide * 0.63661977236758134308 + magic) - magic;
+  const Floats r = __builtin_convertvector(wide - quarters * 1.57079632679489661923, Floats), z = r * r;
+  const Ints quarter = __builtin_convertvector(quarters - 4.0 * __builtin_convertvector(__builtin_convertvector(quarters * 0.25, Ints), Doubles), Ints) & 3;
+  Floats s = splat(-1.9515295891e-4f) * z + 8.3321608736e-3f;
+  s = (s * z - 1.6666654611e-1f) * z * r + r;
+  Floats c = splat(2.443315711809948e-5f) * z - 1.388731625493765e-3f;
+  c = (c * z + 4.166664568298827e-2f) * z * z - 0.5f * z + 1.0f;
+  const Ints odd = (quarter & 1) != 0;
+  sine = where((quarter & 2) != 0, -where(odd, c, s), where(odd, c, s));
+  cosine = where(((quarter + 1) & 2) != 0, -where(odd, s, c), where(odd, s, c));
+}
+
 }  // namespace m2ml

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from m2ml import Kernel
@@ -43,7 +44,7 @@ def leading_dtype(x: Any, residual: Any, *weights: Any, **static: Any) -> str:
 
 
 def first_gradients(count: int) -> Callable[..., str]:
-    """A backward kernel that gives the gradients of its first ``count`` arguments and of weights, if it is asked for it."""
+    """Backward kernels whose first ``count`` arguments and cotangents have one dtype."""
 
     def accepts(args: Any, outputs: Any, cotangents: Any, *, wrt: Sequence[int], static: Any) -> str:
         return one_dtype(*args[:count], *cotangents)
@@ -109,12 +110,47 @@ def swiglu_backward(call: Function) -> Function:
     return backward
 
 
+def rope(call: Function) -> Function:
+    def forward(x: Any, positions: Any, frequencies: Any, *, interleaved: bool, magnitude: float) -> Any:
+        attributes = {"interleaved": np.int64(interleaved), "magnitude": np.float32(magnitude)}
+        return call(like(x), x, positions.astype(np.float32), frequencies.astype(np.float32), **attributes)
+
+    return forward
+
+
+def loss_attributes(*, ignore_index: int, label_smoothing: float, z_loss: float, **static: Any) -> dict[str, Any]:
+    numbers = {"label_smoothing": np.float32(label_smoothing), "z_loss": np.float32(z_loss)}
+    return {"ignore_index": np.int64(ignore_index), **numbers}
+
+
+def softmax_cross_entropy(call: Function) -> Function:
+    def forward(logits: Any, labels: Any, *, return_lse: bool, **static: Any) -> Any:
+        rows = jax.ShapeDtypeStruct(labels.shape, np.float32)
+        losses, lse = call([rows, rows], logits, labels.astype(np.int32), **loss_attributes(**static))
+        return (losses, lse) if return_lse else losses
+
+    return forward
+
+
+def softmax_cross_entropy_backward(call: Function) -> Function:
+    def backward(args: Any, outputs: Any, cotangents: Any, *, wrt: Sequence[int], static: Any) -> Any:
+        logits, labels = args
+        of_lse = cotangents[1] if len(cotangents) > 1 else jnp.zeros_like(cotangents[0])
+        arrays = logits, labels.astype(np.int32), outputs[1], cotangents[0], of_lse
+        return (call(like(logits), *arrays, **loss_attributes(**dict(static))),)
+
+    return backward
+
+
 KERNELS = (
     cpp("rms_norm", rms_norm),
     cpp("rms_norm_backward", rms_norm_backward, accepts=first_gradients(1)),
     cpp("layer_norm", layer_norm, accepts=layer_norm_takes),
     cpp("layer_norm_backward", layer_norm_backward, accepts=layer_norm_backward_takes),
     cpp("add_rms_norm", add_rms_norm, accepts=leading_dtype),
+    cpp("rope", rope),
+    cpp("softmax_cross_entropy", softmax_cross_entropy),
+    cpp("softmax_cross_entropy_backward", softmax_cross_entropy_backward),
     cpp("swiglu", swiglu, accepts=one_dtype),
     cpp("swiglu_backward", swiglu_backward, accepts=first_gradients(2)),
 )

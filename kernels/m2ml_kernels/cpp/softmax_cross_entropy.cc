@@ -1,0 +1,87 @@
+// loss = lse - ((1 - s) x[label] + s mean(x)) + z lse^2 per row, with lse = log(sum(exp(x))) and s the label smoothing.
+//
+// Must move: the logits once (backward: once in, once out); a row is read again from cache.
+#include "functions.h"
+#include "norm.h"
+
+namespace m2ml {
+
+template <class T> float log_sum_exp(const T* x, int64_t v) {
+  Floats top = splat(-kInfinity);
+  each_vector(v, [&](int64_t i, auto whole, int64_t n) {
+    if constexpr (decltype(whole)::value) { const Floats value = load(x + i); top = value != value ? value : maximum(value, top); }
+    else for (int64_t k = 0; k < n; ++k) { const float value = to_float(x[i + k]); top[k] = value != value ? value : std::max(value, top[k]); }
+  });
+  float most = top[0];
+  for (int k = 1; k < kLanes; ++k) most = top[k] != top[k] ? top[k] : std::max(most, top[k]);
+  const float shift = std::isfinite(most) ? most : 0.0f;
+  const float total = sum_of(v, [&](int64_t i, auto whole, int64_t n) {
+    if constexpr (decltype(whole)::value) return exp(load(x + i) - shift);
+    else return exp(load_part(x + i, n, -kInfinity) - shift);
+  });
+  return std::log(total) + shift;
+}
+
+struct Losses {
+  int64_t ignored;
+  float smoothing, z;
+  explicit Losses(const Call& call) : ignored(call.integer("ignore_index")), smoothing(call.number("label_smoothing")), z(call.number("z_loss")) {}
+};
+
+}  // namespace m2ml
+
+// in: logits[*b v], labels[*b] (int32); out: losses[*b], lse[*b] in float32; static: ignore_index, label_smoothing, z_loss.
+M2ML_KERNEL(softmax_cross_entropy) {
+  using namespace m2ml;
+  with_type(call.in(0).type(), [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    const Losses rules(call);
+    const int64_t v = call.in(0).size(-1);
+    const T* logits = call.in(0).data<T>();
+    const int32_t* labels = call.in(1).data<int32_t>();
+    float *losses = call.out(0).data<float>(), *lses = call.out(1).data<float>();
+    each_rows(call, call.in(1).count(), v, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const T* x = logits + row * v;
+        const int64_t label = labels[row];
+        const float lse = lses[row] = log_sum_exp(x, v);
+        float expected = to_float(x[std::clamp<int64_t>(label, 0, v - 1)]);
+        if (rules.smoothing != 0) {
+          const float mean = sum_of(v, [&](int64_t i, auto whole, int64_t n) { return load_at(x + i, whole, n); }) / static_cast<float>(v);
+          expected = (1 - rules.smoothing) * expected + rules.smoothing * mean;
+        }
+        const float loss = lse - expected + rules.z * lse * lse;
+        losses[row] = label == rules.ignored ? 0.0f : label >= 0 && label < v ? loss : std::nanf("");
+      }
+    });
+  });
+}
+
+// in: logits, labels, lse, dloss[*b], dlse[*b] in float32; out: dlogits; static as above.
+M2ML_KERNEL(softmax_cross_entropy_backward) {
+  using namespace m2ml;
+  with_type(call.in(0).type(), [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    const Losses rules(call);
+    const int64_t v = call.in(0).size(-1);
+    const T* logits = call.in(0).data<T>();
+    const int32_t* labels = call.in(1).data<int32_t>();
+    const float *lses = call.in(2).data<float>(), *of_losses = call.in(3).data<float>(), *of_lses = call.in(4).data<float>();
+    T* gradients = call.out(0).data<T>();
+    each_rows(call, call.in(1).count(), v, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const T* x = logits + row * v;
+        T* to = gradients + row * v;
+        const int64_t label = labels[row];
+        const bool counts = label >= 0 && label < v && label != rules.ignored;
+        const float lse = lses[row], of_loss = counts ? of_losses[row] : 0.0f;
+        const float of_lse = of_loss * (1 + 2 * rules.z * lse) + of_lses[row], even = of_loss * rules.smoothing / static_cast<float>(v);
+        each_vector(v, [&](int64_t i, auto whole, int64_t n) {
+          Floats gradient = exp(load_at(x + i, whole, n) - lse) * of_lse - even;
+          if (counts && label >= i && label < i + n) gradient[label - i] -= of_loss * (1 - rules.smoothing);
+          store_at(to + i, gradient, whole, n);
+        });
+      }
+    });
+  });
+}
