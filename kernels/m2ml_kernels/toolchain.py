@@ -58,10 +58,15 @@ def compile_shared(
 
 
 def compile_program(
-    source: Path | str, *, flags: Sequence[str] = (), include: Sequence[Path | str] = (), name: str
+    source: Path | str,
+    *,
+    flags: Sequence[str] = (),
+    link_flags: Sequence[str] = (),
+    include: Sequence[Path | str] = (),
+    name: str,
 ) -> Built:
-    """Compile one C++17 source to an executable; otherwise as `compile_shared`."""
-    return _compile(source, flags, include, name, "")
+    """Compile one C++17 source to an executable, otherwise as `compile_shared`; ``link_flags`` only link."""
+    return _compile(source, flags, include, name, "", link_flags)
 
 
 def object_folder() -> Path:
@@ -70,8 +75,15 @@ def object_folder() -> Path:
     return (Path(chosen) if chosen else platformdirs.user_cache_path("m2ml")) / "objects"
 
 
-def _compile(source: Path | str, flags: Sequence[str], include: Sequence[Path | str], name: str, suffix: str) -> Built:
-    for flag in flags:
+def _compile(
+    source: Path | str,
+    flags: Sequence[str],
+    include: Sequence[Path | str],
+    name: str,
+    suffix: str,
+    link_flags: Sequence[str] = (),
+) -> Built:
+    for flag in (*flags, *link_flags):
         if flag in _FLUSHING:
             raise ValueError(
                 f"{name}: {flag} turns denormals off in the whole process; pass the single flags it stands for"
@@ -80,7 +92,9 @@ def _compile(source: Path | str, flags: Sequence[str], include: Sequence[Path | 
     folder = object_folder()
     folder.mkdir(parents=True, exist_ok=True)
     stem = re.sub(r"\W", "_", name)[:80]
-    job = _Job(source, compiler, (*_BASE_FLAGS, *flags), tuple(map(str, include)), stem, folder, suffix)
+    job = _Job(
+        source, compiler, (*_BASE_FLAGS, *flags), tuple(map(str, include)), stem, folder, suffix, tuple(link_flags)
+    )
     return job.cached() or job.build()
 
 
@@ -93,12 +107,22 @@ class _Job:
     name: str
     folder: Path
     suffix: str
+    link_flags: tuple[str, ...]
 
     @functools.cached_property
     def inputs(self) -> str:
         """Digest of all that is known before compiling: everything but the headers."""
         text = self.source if isinstance(self.source, str) else f"{self.source.resolve()}\n{self.source.read_text()}"
-        parts = [text, *self.flags, "--", *self.include, *self.compiler.command, self.compiler.version]
+        parts = [
+            text,
+            *self.flags,
+            "--",
+            *self.link_flags,
+            "--",
+            *self.include,
+            *self.compiler.command,
+            self.compiler.version,
+        ]
         if NATIVE in self.flags:
             parts.append(host_cpu())
         return _digest("\0".join(parts).encode())
@@ -143,26 +167,24 @@ class _Job:
             source = scratch / f"{self.name}.cc"
             source.write_text(str(self.source))
         made, rules = scratch / "object", scratch / "headers.d"
-        command = [
-            *self.compiler.command,
-            *self.compiler.translate(self.flags),
-            *(f"-I{path}" for path in self.include),
-        ]
+        started = time.perf_counter()
+        if self.link_flags:
+            part = scratch / "part.o"
+            self.call(["-MMD", "-MF", str(rules), "-c", str(source), "-o", str(part)], scratch)
+            self.call([*self.link_flags, str(part), "-o", str(made)], scratch)
+        else:
+            self.call(["-MMD", "-MF", str(rules), str(source), "-o", str(made)], scratch)
+        return made, _headers(rules.read_text(), source), time.perf_counter() - started
+
+    def call(self, arguments: Sequence[str], scratch: Path) -> None:
+        command = [*self.compiler.command, *self.compiler.translate(self.flags)]
         if self.compiler.kind == "zig":
             command.append("-fno-sanitize=undefined")  # zig turns it on by itself
-        started = time.perf_counter()
-        done = subprocess.run(
-            [*command, "-MMD", "-MF", str(rules), str(source), "-o", str(made)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        seconds = time.perf_counter() - started
-        if done.returncode or not made.exists():
+        command += [*(f"-I{path}" for path in self.include), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
             log = done.stderr.replace(f"{scratch}/", "")
             raise CompileError(f"{self.name} does not compile: {first_error(log)}", log)
-        return made, _headers(rules.read_text(), source), seconds
 
 
 def first_error(log: str) -> str:

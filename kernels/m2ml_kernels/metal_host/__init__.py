@@ -10,11 +10,11 @@ from m2ml_kernels.metal_host.errors import InvalidMetal as InvalidMetal
 from m2ml_kernels.metal_host.errors import KernelFault as KernelFault
 from m2ml_kernels.metal_host.errors import KernelTimeout as KernelTimeout
 from m2ml_kernels.metal_host.errors import UnsupportedMetal as UnsupportedMetal
-from m2ml_kernels.metal_host.launch import Finding as Finding
-from m2ml_kernels.metal_host.launch import Output as Output
-from m2ml_kernels.metal_host.launch import Result as Result
-from m2ml_kernels.metal_host.launch import Schedule as Schedule
-from m2ml_kernels.metal_host.launch import launch as launch
+from m2ml_kernels.metal_host.execution import Output as Output
+from m2ml_kernels.metal_host.execution import Result as Result
+from m2ml_kernels.metal_host.execution import Schedule as Schedule
+from m2ml_kernels.metal_host.execution import launch as launch
+from m2ml_kernels.metal_host.findings import Finding as Finding
 from m2ml_kernels.metal_host.mlx_kernel import emulate as emulate
 from m2ml_kernels.metal_host.mlx_kernel import emulating as emulating
 from m2ml_kernels.metal_host.mlx_kernel import metal_kernel as metal_kernel

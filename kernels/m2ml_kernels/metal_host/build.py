@@ -138,11 +138,13 @@ def runtime_library() -> Path:
 
 def runtime_program(sanitizer: Sanitizer) -> Path:
     """The runtime as a program, for launches with a time limit and for sanitizers."""
-    flags = ["-DM2_PROGRAM", "-rdynamic", *_THREADS]
-    if sanitizer:
-        flags += [f"-fsanitize={sanitizer}", "-DM2_ASAN" if sanitizer == "address" else "-DM2_TSAN", "-g1"]
+    flags, link_flags = ["-DM2_PROGRAM", *_THREADS], ["-rdynamic"]
+    if sanitizer:  # linked in, so that kernels find it; the runtime itself is not watched
+        flags.append("-DM2_ASAN" if sanitizer == "address" else "-DM2_TSAN")
+        link_flags.append(f"-fsanitize={sanitizer}")
+    source = HERE / "runtime" / "launch.cc"
     return compile_program(
-        HERE / "runtime" / "launch.cc", flags=flags, name=f"metal_runtime_{sanitizer or 'plain'}"
+        source, flags=flags, link_flags=link_flags, name=f"metal_runtime_{sanitizer or 'plain'}"
     ).path
 
 
@@ -151,7 +153,16 @@ _THREADS = ("-pthread", *(("-ldl",) if sys.platform == "linux" else ()))
 
 @functools.cache
 def _flags_of(kind: str, version: str) -> tuple[str, ...]:
-    flags = ["-O1", "-g1", "-w", "-fno-strict-aliasing", "-fwrapv", "-fno-math-errno", "-fno-trapping-math"]
+    flags = [
+        "-O1",
+        "-g1",
+        "-w",
+        "-Wno-narrowing",
+        "-fno-strict-aliasing",
+        "-fwrapv",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+    ]
     if kind != "zig":
         flags.append("-fsanitize=integer-divide-by-zero,bounds")
         if sys.platform == "linux":

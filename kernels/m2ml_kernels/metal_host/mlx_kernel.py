@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from m2ml_kernels.metal_host.build import PLAIN, Source, Variant, compile_kernel
+from m2ml_kernels.metal_host.build import PLAIN, Kernel, Source, Variant, compile_kernel
 from m2ml_kernels.metal_host.codegen import (
     Argument,
     Definition,
@@ -20,7 +21,8 @@ from m2ml_kernels.metal_host.codegen import (
     template_arguments,
 )
 from m2ml_kernels.metal_host.errors import InvalidLaunch, KernelFault
-from m2ml_kernels.metal_host.launch import IN_ORDER, Output, Schedule, launch
+from m2ml_kernels.metal_host.execution import IN_ORDER, Output, Schedule, launch
+from m2ml_kernels.toolchain import object_folder
 
 # MLX's dtypes by name: what Metal calls them, and the NumPy dtype that holds their bytes.
 _TYPES = {
@@ -162,7 +164,7 @@ class _HostKernel:
         variant = Variant(**{**vars(settings.variant), "safe_math": self.math_mode == "safe"})
         file = f"{self.definition.name}.metal"
         source = Source(text, file, (metal_headers(),), prelude=_PRELUDE)
-        compiled = compile_kernel(source, function, template=template, variant=variant)
+        compiled = _compiled(source, function, template, variant, object_folder())
         result = launch(
             compiled,
             buffers,
@@ -193,6 +195,12 @@ class _HostKernel:
             for extra in self.definition.extras(index, argument):
                 out[len(out)] = _extra(extra, array)
         return out
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(source: Source, function: str, template: str, variant: Variant, cache: Path) -> Kernel:
+    """Once in a process: MLX's headers, which the source includes, do not change while it runs."""
+    return compile_kernel(source, function, template=template, variant=variant)
 
 
 def metal_headers() -> Path:

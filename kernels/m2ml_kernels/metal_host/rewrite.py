@@ -114,6 +114,7 @@ def _drop_instantiations(tokens: list[Token]) -> None:
 def _rewrite_tokens(tokens: list[Token]) -> None:
     meaning = [token for token in tokens if not token.quiet and token.text]
     _attributes(meaning)
+    _coherent(meaning)
     _pragmas_in_macros(meaning)
     meaning = [token for token in meaning if token.text]
     for index, token in enumerate(meaning):
@@ -156,6 +157,15 @@ def _attributes(meaning: list[Token]) -> None:
                 meaning[index].text = f"= m2_function_constant<{''.join(words[2:-1])}>()"
             index = end
         index += 1
+
+
+def _coherent(meaning: list[Token]) -> None:
+    """Erase ``coherent(system)``: a CPU's memory is."""
+    for index, token in enumerate(meaning):
+        if token.text == "coherent":
+            end = closing(meaning, index + 1) if meaning[index + 1].text == "(" else index
+            for part in meaning[index : end + 1]:
+                part.erase()
 
 
 def _pragmas_in_macros(meaning: list[Token]) -> None:

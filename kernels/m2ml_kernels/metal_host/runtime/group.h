@@ -80,7 +80,15 @@ class group {
     for (auto& [known, memory] : variables_)
       if (known.file == where.file && known.line == where.line && known.what == where.what && memory->bytes() == bytes)
         return use(*memory);
-    variables_.emplace_back(where, std::make_unique<block>("threadgroup variable '" + std::string(where.what) + "'", bytes));
+    std::string name = "threadgroup variable '" + std::string(where.what) + "'";
+#ifdef M2_TSAN
+    uint8_t* place = arena_->data() + arena_used_;
+    arena_used_ += (bytes + 127) / 64 * 64;
+    if (arena_used_ > arena_->bytes()) fault("threadgroup memory", where, "no more than 32768 bytes of threadgroup memory exist");
+    variables_.emplace_back(where, std::make_unique<block>(name, bytes, place));
+#else
+    variables_.emplace_back(where, std::make_unique<block>(name, bytes));
+#endif
     return use(*variables_.back().second);
   }
   void undefined(const rendezvous& r, u32 l, const char* what) {
@@ -98,6 +106,15 @@ class group {
     siglongjmp(escape, 1);
   }
   const thread_info& self() const { return running_->info; }
+  // Which thread runs, and what lies at an address, in one line; for the report of a sanitizer.
+  std::string account(const uint8_t* address) const {
+    if (!running_) return "";
+    std::string words, out;
+    const thread_info& t = running_->info;
+    for (u32 x : {t.position_in_threadgroup.x, t.position_in_threadgroup.y, t.position_in_threadgroup.z, t.threadgroup.x, t.threadgroup.y, t.threadgroup.z})
+      out += std::to_string(x) + " ";
+    return out + (describe(address, words) ? words : "");
+  }
   bool runs() const { return running_ != nullptr; }
   bool describe(const uint8_t* address, std::string& words) const {
     for (auto& buffer : job_.buffers)
@@ -131,8 +148,10 @@ class group {
     u32 count = u32(volume(actual));
     simdgroups_ = (count + simd_width - 1) / simd_width;
     u32 dispatched = u32((volume(nominal) + simd_width - 1) / simd_width);
-    lanes_.clear();
-    lanes_.resize(count);
+#ifdef M2_TSAN
+    spent_lanes_.push_back(std::move(lanes_));  // kernels read it: it is not used again before the launch has ended
+#endif
+    lanes_ = std::vector<lane>(count);
     for (u32 i = 0; i < count; ++i) {
       extent p = position(i, actual);
       extent at{index.x * nominal.x + p.x, index.y * nominal.y + p.y, index.z * nominal.z + p.z};
@@ -150,6 +169,10 @@ class group {
     argument_blocks_.clear();
 #endif
 #ifdef M2_TSAN
+    // Allocated here, before the fibers are: an allocation by one of them would be its write.
+    spent_.push_back(std::make_unique<block>("threadgroup memory", 4 * max_threadgroup_bytes));
+    arena_ = spent_.back().get();
+    arena_used_ = 0;
     fence_memory_.push_back(std::make_unique<char[]>(2 + 2 * simdgroups_));
     fences_ = fence_memory_.back().get();
     simd_fences_ = fences_ + 2;
@@ -161,7 +184,7 @@ class group {
         argument_blocks_.push_back(std::make_unique<block>("threadgroup memory " + std::to_string(i), job_.memory_bytes[i]));
     memory_.clear();
     for (auto& memory : argument_blocks_) {
-      std::memset(memory->data(), job_.fill, memory->bytes());
+      memory->fill(job_.fill);
       memory_.push_back(memory->data());
     }
     used_.clear();
@@ -169,7 +192,7 @@ class group {
 
   void* use(block& memory) {
     if (std::find(used_.begin(), used_.end(), &memory) == used_.end()) {
-      std::memset(memory.data(), job_.fill, memory.bytes());
+      memory.fill(job_.fill);
       used_.push_back(&memory);
     }
     return memory.data();
@@ -355,6 +378,9 @@ class group {
   char ended = 0;
 
  private:
+  std::vector<std::vector<lane>> spent_lanes_;
+  block* arena_ = nullptr;
+  size_t arena_used_ = 0;
   std::vector<std::unique_ptr<char[]>> fence_memory_;
   char *fences_ = nullptr, *simd_fences_ = nullptr;
   std::vector<u64> simd_phase_;

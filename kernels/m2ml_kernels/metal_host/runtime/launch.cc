@@ -178,6 +178,9 @@ extern "C" uint8_t* m2_run(void* library, const uint8_t* data, size_t bytes, siz
 }
 extern "C" void m2_free(uint8_t* result) { std::free(result); }
 #else
+#ifdef M2_ASAN
+#include <sanitizer/asan_interface.h>
+#endif
 #include <cstdio>
 #include <fstream>
 #include <iterator>
@@ -201,7 +204,14 @@ int main(int count, char** arguments) {
   std::string data((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   result_path = arguments[3];
   m2::job work(reinterpret_cast<const uint8_t*>(data.data()), data.size());
+#ifdef M2_ASAN
+  __asan_set_error_report_callback([](const char*) {
+    auto* address = static_cast<uint8_t*>(__asan_get_report_address());
+    if (m2::group::current) std::fprintf(stderr, "Metal: %s\n", m2::group::current->account(address).c_str());
+  });
+#endif
 #if defined(M2_ASAN) || defined(M2_TSAN)
+  work.workers = 1;
   work.finish = [](m2::job& at) {
     write_result(at);
     _exit(0);

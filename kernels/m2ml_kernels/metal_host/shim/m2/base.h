@@ -23,6 +23,9 @@
 #define M2_HERE const char *file = __builtin_FILE(), unsigned line = __builtin_LINE(), unsigned column = M2_COLUMN
 #define M2_SITE(what) (m2::site{file, line, column, what})
 
+// A function that reads other lanes' stacks, which is no race.
+#define M2_UNWATCHED __attribute__((no_sanitize("thread")))
+
 extern "C" const m2::host* m2_host;
 
 using int8_t = signed char;
@@ -126,8 +129,6 @@ template <class T>
 using remove_addrspace_t = T;
 template <class T>
 using decay_t = remove_cv_t<remove_reference_t<T>>;
-template <class...>
-using void_t = void;
 
 template <class A, class B>
 struct is_same : false_type {};
@@ -149,6 +150,8 @@ template <class T>
 T&& declval() noexcept;
 
 namespace detail {
+template <class...>
+using void_t = void;
 template <class T>
 void accepts(T);
 template <class From, class To, class = void>

@@ -27,7 +27,8 @@ struct bfloat {
 
   bfloat() = default;
   constexpr explicit bfloat(float x) : bits(rounded(x)) {}
-  constexpr explicit bfloat(half x) : bits(rounded(float(x))) {}
+  template <class H, class = metal::enable_if_t<metal::is_same_v<H, half>>, class = void>
+  constexpr explicit bfloat(H x) : bits(rounded(float(x))) {}
   template <class I, class = metal::enable_if_t<m2::is_bfloat_integer<I>>>
   constexpr bfloat(I x) : bits(rounded(float(x))) {}
 

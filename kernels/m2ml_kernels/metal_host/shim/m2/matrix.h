@@ -53,7 +53,7 @@ struct product_frame {
 };
 // All of the product in float, rounded once.
 template <class D, class A, class B, class C>
-void resolve_product(m2::rendezvous& r) {
+M2_UNWATCHED void resolve_product(m2::rendezvous& r) {
   using layout = simdgroup_matrix<float, 8, 8>;
   float a[8][8] = {}, b[8][8] = {};
   for (int lane = 0; lane < 32; ++lane) {
@@ -100,6 +100,12 @@ inline void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, simdgrou
 template <class D, class A, class B>
 inline void simdgroup_multiply(simdgroup_matrix<D, 8, 8>& d, simdgroup_matrix<A, 8, 8> a, simdgroup_matrix<B, 8, 8> b, M2_HERE) {
   simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<float, 8, 8>(0.0f), file, line, column);
+}
+template <class T>
+inline simdgroup_matrix<T, 8, 8> operator*(simdgroup_matrix<T, 8, 8> a, simdgroup_matrix<T, 8, 8> b) {
+  simdgroup_matrix<T, 8, 8> out;
+  simdgroup_multiply(out, a, b);
+  return out;
 }
 
 }  // namespace metal

@@ -53,7 +53,7 @@ struct lane_values {
 
 // A tree over the active lanes of each group of `width`, in the order the launch asks for.
 template <class T, class Op, int width>
-void resolve_reduction(m2::rendezvous& r) {
+M2_UNWATCHED void resolve_reduction(m2::rendezvous& r) {
   for (int base = 0; base < 32; base += width) {
     T values[32];
     int count = 0;
@@ -69,7 +69,7 @@ void resolve_reduction(m2::rendezvous& r) {
 }
 
 template <class T, class Op, int width, bool inclusive>
-void resolve_prefix(m2::rendezvous& r) {
+M2_UNWATCHED void resolve_prefix(m2::rendezvous& r) {
   for (int base = 0; base < 32; base += width) {
     T so_far = is_same_v<Op, product> ? T(1) : T(0);
     for (int lane = base; lane < base + width; ++lane) {
@@ -128,27 +128,27 @@ struct from_filled_up {
 };
 
 template <class T, class From, int width>
-void resolve_shuffle(m2::rendezvous& r) {
+M2_UNWATCHED void resolve_shuffle(m2::rendezvous& r) {
   int first = __builtin_ctz(r.active);
-  auto frame = [&](int lane) -> lane_values<T>& { return *static_cast<lane_values<T>*>(r.frames[lane]); };
+  auto** frames = reinterpret_cast<lane_values<T>**>(r.frames);
   for (int lane = 0; lane < 32; ++lane) {
     if (!(r.active >> lane & 1)) continue;
-    if (From::uniform && frame(lane).argument != frame(first).argument) r.undefined(r, lane, "the lanes give different lane numbers or deltas");
+    if (From::uniform && frames[lane]->argument != frames[first]->argument) r.undefined(r, lane, "the lanes give different lane numbers or deltas");
     int base = lane / width * width;
-    int source = From::source(lane - base, int(frame(lane).argument), int(frame(lane).modulo), width);
+    int source = From::source(lane - base, int(frames[lane]->argument), int(frames[lane]->modulo), width);
     bool filled = source >= fill;
     int from = source == keep ? lane : base + (filled ? source - fill : source);
     if (source < keep || from < base || from >= base + width || !(r.active >> from & 1)) {
-      __builtin_memset(&frame(lane).result, 0xff, sizeof(T));
+      __builtin_memset(&frames[lane]->result, 0xff, sizeof(T));
       r.undefined(r, lane, from < base || from >= base + width ? "the lane read is outside the group" : "the lane read is inactive");
     } else {
-      frame(lane).result = filled ? frame(from).other : frame(from).value;
+      frames[lane]->result = filled ? frames[from]->other : frames[from]->value;
     }
   }
 }
 
 template <class T, int width>
-void resolve_broadcast_first(m2::rendezvous& r) {
+M2_UNWATCHED void resolve_broadcast_first(m2::rendezvous& r) {
   for (int base = 0; base < 32; base += width) {
     m2::u32 mask = r.active & ((width == 32 ? ~0u : (1u << width % 32) - 1u) << base);
     if (!mask) continue;
@@ -163,7 +163,7 @@ struct ballot {
   m2::u32 result, active, lane;
 };
 template <int width>
-void resolve_ballot(m2::rendezvous& r) {
+M2_UNWATCHED void resolve_ballot(m2::rendezvous& r) {
   for (int lane = 0; lane < 32; ++lane) {
     if (!(r.active >> lane & 1)) continue;
     int base = lane / width * width;

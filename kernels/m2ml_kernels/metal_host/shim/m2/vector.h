@@ -4,6 +4,19 @@
 #include "base.h"
 #include "limits.h"
 
+// What a list in braces becomes; the compiler knows it by this name, and no header is included for it.
+namespace std {
+template <class T>
+class initializer_list {
+  const T* start_ = nullptr;
+  size_t count_ = 0;
+
+ public:
+  constexpr size_t size() const { return count_; }
+  constexpr const T* begin() const { return start_; }
+};
+}  // namespace std
+
 namespace metal {
 
 template <class T, int N>
@@ -119,6 +132,12 @@ struct vec : detail::storage<T, N, false> {
     put(at, a);
     put(at, b);
     (put(at, rest), ...);
+  }
+
+  // In braces components may be left out, and are zero then.
+  constexpr vec(std::initializer_list<T> list) : vec(zero()) {
+    for (size_t i = 0; i < list.size(); ++i) data[i] = list.begin()[i];
+    if (list.size() == 1) *this = fill(data[0]);
   }
 
   constexpr T& operator[](int i) { return data[i]; }

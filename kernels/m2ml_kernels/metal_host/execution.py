@@ -16,36 +16,12 @@ import numpy as np
 
 from m2ml_kernels.metal_host.build import SHIM, Kernel, runtime_library, runtime_program
 from m2ml_kernels.metal_host.errors import InvalidLaunch, KernelFault, KernelTimeout
-from m2ml_kernels.metal_host.sanitizers import environment, read_report
+from m2ml_kernels.metal_host.findings import Finding
+from m2ml_kernels.metal_host.sanitizers import environment, prefix, read_report
 
 Order = Literal["forward", "reverse", "random"]
 _ORDERS: tuple[Order, ...] = ("forward", "reverse", "random")
 MAX_THREADS = 1024
-# A simdgroup operation that only some lanes reach is defined; it is told, and is no mistake by itself.
-NOTES = {"partial simd operation"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing a launch showed to be wrong, or worth knowing: its kind, where, by which thread first, how often."""
-
-    kind: str
-    file: str
-    line: int
-    what: str
-    count: int = 1
-    thread: tuple[int, ...] = ()
-    threadgroup: tuple[int, ...] = ()
-
-    @property
-    def is_note(self) -> bool:
-        return self.kind in NOTES
-
-    def __str__(self) -> str:
-        place = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
-        who = f", by thread {self.thread} of threadgroup {self.threadgroup}" if self.thread else ""
-        times = f" ({self.count} times)" if self.count > 1 else ""
-        return f"{place}{self.kind}: {self.what}{who}{times}"
 
 
 @dataclass(frozen=True)
@@ -207,7 +183,7 @@ def _run_apart(kernel: Kernel, job: bytes, seconds: float | None) -> tuple[bytes
     with tempfile.TemporaryDirectory(prefix="m2ml-launch-") as folder:
         job_file, result_file = Path(folder, "job"), Path(folder, "result")
         job_file.write_bytes(job)
-        command = [program, kernel.built.path, job_file, result_file]
+        command: list[str | Path] = [*prefix(sanitizer), program, kernel.built.path, job_file, result_file]
         try:
             done = subprocess.run(
                 command,
@@ -222,7 +198,9 @@ def _run_apart(kernel: Kernel, job: bytes, seconds: float | None) -> tuple[bytes
             raise KernelTimeout(
                 f"{kernel.signature.name} did not end within {seconds:g} s: does it loop, or wait for another thread?"
             ) from None
-        reports = read_report(done.stderr, sanitizer)
+        reports = [
+            _own(report, kernel) for report in read_report(done.stderr, sanitizer, [SHIM, SHIM.parent / "runtime"])
+        ]
         if result_file.exists():
             return result_file.read_bytes(), reports
     if reports:
@@ -265,5 +243,14 @@ def _source_line(kernel: Kernel, counter: int) -> tuple[str, int]:
     for line in said.splitlines():  # from the innermost inlined function outwards
         file, _, number = line.split(" ")[0].partition(":")
         if number.isdigit() and not file.startswith(str(SHIM)):
-            return kernel.file if file.endswith(f"/{kernel.file}") else file, int(number)
+            return _own_file(file, kernel), int(number)
     return "", 0
+
+
+def _own(finding: Finding, kernel: Kernel) -> Finding:
+    return replace(finding, file=_own_file(finding.file, kernel) or kernel.file)
+
+
+def _own_file(file: str, kernel: Kernel) -> str:
+    """Debug information puts the compiler's folder before a relative name."""
+    return kernel.file if file.endswith(f"/{kernel.file}") else file
