@@ -75,7 +75,9 @@ def _race_reports(log: str, ours: Sequence[Path]) -> list[Finding]:
         places = [_place(frames, ours) for *_, frames in sides[:2]]
         threads = {name: tuple(map(int, rest)) for name, *rest in _THREAD.findall(report[0])}
         first, second = (_who(side[2], threads) for side in sides[:2])
-    XX        found.setdefault((*places,), Finding("data race", *places[0], words, 1, first[:3], first[3:]))
+        other = f" in line {places[1][1]}" if places[1][1] else ""
+        words = f"a {_verb(sides[0][0])}, and a {_verb(sides[1][0])}{other}{_told(second)}, in no order"
+        found.setdefault((*places,), Finding("data race", *places[0], words, 1, first[:3], first[3:]))
     return list(found.values())
 
 
