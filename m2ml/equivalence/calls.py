@@ -59,7 +59,7 @@ def call_of(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, An
     host, inputs = [canonical(physical(x)) for x in leaves], [label for _, _, label in names]
     if grad is False:
         return Call(program, host, inputs, paths)
-    chosen, cotangents = _chosen(staged.name, names, leaves, grad), _cotangents(program)
+    chosen, cotangents = _chosen(program, names, grad), _cotangents(program)
     joined = _with_gradients(staged, args, kwargs, leaves, [i for i, _ in chosen], cotangents)
     paths += [f"gradient of {label}" for _, label in chosen]
     return Call(joined, [*host, *cotangents], [*inputs, *("a cotangent" for _ in cotangents)], paths)
@@ -158,13 +158,13 @@ def _key(part: Any) -> Any:
 # Gradients -------------------------------------------------------------------------------------------
 
 
-def _chosen(function: str, names: Names, leaves: Sequence[Any], grad: Grad) -> list[tuple[int, str]]:
+def _chosen(program: Program, names: Names, grad: Grad) -> list[tuple[int, str]]:
     """Numbers and names of the floating leaves that ``grad`` chooses."""
     wanted = None if grad is True else [grad] if isinstance(grad, int | str) else list(grad)
-    floating = [(i, *names[i]) for i, leaf in enumerate(leaves) if compat.is_inexact(leaf.dtype)]
+    floating = [(i, *names[i]) for i, aval in enumerate(program.jaxpr.in_avals) if compat.is_inexact(aval.dtype)]
     if wanted is None:
         if not floating:
-            raise M2mlError(f"compare cannot differentiate {function}: no argument holds floating-point numbers")
+            raise M2mlError(f"compare cannot differentiate {program.name}: no argument holds floating-point numbers")
         return [(i, label) for i, *_, label in floating]
     positions = [position for _, position, _ in names if position is not None]
     count, found = max(positions, default=-1) + 1, []
@@ -174,7 +174,7 @@ def _chosen(function: str, names: Names, leaves: Sequence[Any], grad: Grad) -> l
         if not of_argument:
             known = any(place in (name, position) for name, position, _ in names)
             why = "it holds no floating-point numbers" if known else f"there is {', '.join(_distinct(names))}"
-            raise M2mlError(f"compare cannot differentiate {function} with respect to argument {want!r}: {why}")
+            raise M2mlError(f"compare cannot differentiate {program.name} with respect to argument {want!r}: {why}")
         found += of_argument
     return list(dict.fromkeys(found))
 

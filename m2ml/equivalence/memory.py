@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from m2ml.cost import nbytes, peak_bytes
+from m2ml.equivalence.bounds import EXACT, ROUNDED, SUMS
 from m2ml.errors import OutOfMemory
 from m2ml.interpreter import Equation
 from m2ml.precision import wide
@@ -39,8 +40,14 @@ def _wide_bytes(aval: Any) -> int:
 
 
 def _scratch(equation: Equation) -> int:
-    """Squares of a sum's operands, or moved arguments of a function; its scale, a random draw and what they give."""
-    return 2 * sum(map(_wide_bytes, equation.inputs)) + 4 * sum(map(_wide_bytes, equation.outputs))
+    """What moving an equation's result takes: squares of a sum's operands, or values of a function at moved arguments.
+
+    The counts are those of arrays alive at once in `error_scale` and `Perturbation`; a test holds them to the truth.
+    """
+    inputs, outputs = sum(map(_wide_bytes, equation.inputs)), sum(map(_wide_bytes, equation.outputs))
+    if equation.name in SUMS:
+        return 2 * inputs + 6 * outputs
+    return 4 * outputs if equation.name in EXACT | ROUNDED else inputs + 12 * outputs
 
 
 def needed(program: Program, backends: int) -> Need:
