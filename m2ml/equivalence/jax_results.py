@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,14 +27,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Result:
-    """The outcomes of one group; ``cases`` leaves out those that JAX itself does not transform (``excluded``)."""
+    """The outcomes of one group; ``cases`` leaves out those that JAX itself does not transform (``excluded``).
+
+    ``fallbacks``, ``gaps`` and ``excluded`` count cases by their reason.
+    """
 
     backend: str
     transform: Transform
     group: str
     cases: int
     passed: int
-    fallback: int
+    fallbacks: Mapping[str, int]
     gaps: Mapping[str, int]
     failed: tuple[Outcome, ...]
     excluded: Mapping[str, int]
@@ -53,7 +56,7 @@ def summary(backend: str, transform: Transform, group: str, outcomes: Sequence[O
         group,
         cases=len(outcomes) - len(of["excluded"]),
         passed=len(of["passed"]),
-        fallback=len(of["fallback"]),
+        fallbacks=Counter(o.said for o in of["fallback"]),
         gaps=Counter(o.said for o in of["gap"]),
         failed=tuple(of["failed"]),
         excluded=Counter(o.said for o in of["excluded"]),
@@ -97,7 +100,7 @@ def _counts(results: Sequence[Result]) -> str:
     """``12 of 14 (1 fallback, 1 gap)``, or a dash where there are no cases."""
     total, passed = sum(r.cases for r in results), sum(r.passed for r in results)
     others = {
-        "fallback": sum(r.fallback for r in results),
+        "fallback": sum(sum(r.fallbacks.values()) for r in results),
         "gap": sum(sum(r.gaps.values()) for r in results),
         "failed": sum(len(r.failed) for r in results),
     }
@@ -106,11 +109,15 @@ def _counts(results: Sequence[Result]) -> str:
 
 
 def _reasons(transform: Transform, results: Sequence[Result]) -> list[str]:
-    """The declared gaps, the exclusions and the failures under one transform, as lists."""
+    """The fallbacks, the gaps, the exclusions and the failures under one transform, as lists."""
     lines: list[str] = []
-    gaps: Counter[str] = sum((Counter(r.gaps) for r in results), Counter())
-    excluded: Counter[str] = sum((Counter(r.excluded) for r in results), Counter())
-    for title, counts in (("declared gaps", gaps), ("not counted: JAX itself has no such transformation", excluded)):
+    kinds: list[tuple[str, Callable[[Result], Mapping[str, int]]]] = [
+        ("ran on the CPU in place of the engine, as declared", lambda r: r.fallbacks),
+        ("declared gaps", lambda r: r.gaps),
+        ("not counted: JAX itself has no such transformation", lambda r: r.excluded),
+    ]
+    for title, counted in kinds:
+        counts: Counter[str] = sum((Counter(counted(r)) for r in results), Counter())
         if counts:
             lines += ["", f"{transform}, {title}:", ""]
             lines += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -82,8 +83,8 @@ def _checked(fn: Callable[..., Any], args: Sequence[Any], what: str) -> Call:
     try:
         jax.eval_shape(fn, *args)
     except Exception as error:
-        first = str(error).split("\n")[0]
-        raise NotTransformable(f"{what}: {type(error).__name__}: {first[:160]}") from error
+        said = textwrap.shorten(str(error).split("\n")[0], 160, placeholder=" ...")
+        raise NotTransformable(f"{what}: {type(error).__name__}: {said}") from error
     return fn, args
 
 
