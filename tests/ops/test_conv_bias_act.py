@@ -1,0 +1,86 @@
+"""The fused convolution against a plain loop and against MLX, and its errors."""
+
+import itertools
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from m2ml.ops import batch_norm_act, conv_bias_act
+
+
+def looped(x, weight, strides, pads, dilation, groups):
+    """Sums of products, one output element at a time, in float64."""
+    x = np.pad(x.astype(float), [(0, 0), *pads, (0, 0)])
+    kh, kw, inputs, outputs = weight.shape
+    height, width = (
+        (size - (k - 1) * d - 1) // s + 1
+        for size, k, d, s in zip(x.shape[1:3], (kh, kw), dilation, strides, strict=True)
+    )
+    y = np.zeros((len(x), height, width, outputs))
+    for n, i, j, o in itertools.product(*map(range, y.shape)):
+        group = o // (outputs // groups)
+        for a, b, c in itertools.product(range(kh), range(kw), range(inputs)):
+            place = i * strides[0] + a * dilation[0], j * strides[1] + b * dilation[1]
+            y[n, i, j, o] += x[n, *place, group * inputs + c] * weight[a, b, c, o]
+    return y
+
+
+@pytest.mark.parametrize(
+    ("groups", "strides", "dilation"), [(1, (2, 1), (1, 2)), (2, (1, 1), (1, 1)), (2, (1, 3), (2, 1))]
+)
+def test_against_a_loop(groups, strides, dilation):
+    rng, pads = np.random.default_rng(groups), ((1, 0), (2, 1))
+    x = rng.standard_normal((2, 6, 5, 4)).astype(np.float32)
+    weight = rng.standard_normal((3, 2, 4 // groups, 6)).astype(np.float32)
+    y = conv_bias_act(x, weight, strides=strides, padding=pads, dilation=dilation, groups=groups)
+    np.testing.assert_allclose(y, looped(x, weight, strides, pads, dilation, groups), atol=1e-4)
+
+
+def test_as_in_mlx():
+    rng = np.random.default_rng(3)
+    x, weight = (
+        rng.standard_normal((2, 7, 6, 4)).astype(np.float32),
+        rng.standard_normal((3, 3, 2, 4)).astype(np.float32),
+    )
+    theirs = mx.conv2d(mx.array(x), mx.array(weight.transpose(3, 0, 1, 2)), stride=2, padding=1, groups=2)
+    ours = conv_bias_act(x, weight, strides=2, padding=1, groups=2, activation="relu")
+    np.testing.assert_allclose(ours, np.maximum(np.array(theirs), 0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("static", "said"),
+    [
+        ({"strides": 0}, "strides is 0; it must be one positive number or two"),
+        ({"dilation": (1, 2, 3)}, r"dilation is \(1, 2, 3\); it must be"),
+        ({"padding": "FULL"}, "padding is 'FULL'; it must be 'SAME', 'VALID', a number or"),
+        ({"padding": -1}, "padding is -1; it must be"),
+        ({"groups": 0}, "groups is 0; it must be positive"),
+        ({"groups": 2}, "x has 4 channels but weight takes 4 in each of 2 groups, 8 in all"),
+        ({"activation": "tanh"}, "activation is 'tanh'; it must be 'none', 'relu', .* or 'gelu_tanh'"),
+    ],
+)
+def test_errors(static, said):
+    with pytest.raises(ValueError, match=f"^conv_bias_act: {said}"):
+        conv_bias_act(np.zeros((1, 4, 4, 4), np.float32), np.zeros((3, 3, 4, 6), np.float32), **static)
+
+
+def test_output_channels_fall_into_the_groups():
+    with pytest.raises(ValueError, match="3 output channels do not fall into 2 groups"):
+        conv_bias_act(np.zeros((1, 4, 4, 4), np.float32), np.zeros((3, 3, 2, 3), np.float32), groups=2)
+
+
+def test_batch_norm_as_in_mlx():
+    x = np.random.default_rng(4).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    layer, zero, one = nn.BatchNorm(5), np.zeros(5, np.float32), np.ones(5, np.float32)
+    theirs = layer(mx.array(x)), layer.running_mean, layer.running_var
+    for ours, of_mlx in zip(batch_norm_act(x, zero, one, train=True), theirs, strict=True):
+        np.testing.assert_allclose(ours, np.array(of_mlx), atol=1e-5)
+
+
+def test_batch_norm_of_one_value():
+    with pytest.raises(
+        ValueError, match=r"batch_norm_act: training takes more than one value per channel; x is \[1, 5\]"
+    ):
+        batch_norm_act(np.zeros((1, 5), np.float32), np.zeros(5, np.float32), np.ones(5, np.float32), train=True)
