@@ -6,13 +6,16 @@ PYTEST ?= $(BIN)/python -m pytest
 # JAX versions the engine tests also run on: jax==version:python.
 MATRIX ?= 0.5.0:3.11 0.11.2:3.12 0.12.*:3.12
 
-.PHONY: demo test check check-static test-matrix benchmark clean
+.PHONY: demo test test-slow check check-static test-matrix benchmark clean
 
 demo: $(VENV)/.demo
 	$(BIN)/m2ml demo
 
 test: $(VENV)/.test
-	$(PYTEST) -n 2
+	$(PYTEST) -n 2 -m "not slow"
+
+test-slow: $(VENV)/.test
+	$(PYTEST) -m slow
 
 check: check-static test
 
