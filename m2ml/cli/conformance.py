@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,7 +52,7 @@ def command(
         from m2ml.equivalence.conformance import Subject, as_json, support_table
         from m2ml.plugins import registry
 
-        faulthandler.enable()
+        faulthandler.enable(sys.__stderr__)
         subject = Subject(registry.get(backend), examples, timeout)
         results = _run(subject, part or ())
         if json_file:
