@@ -62,6 +62,7 @@ class Fuzz:
         self.out, self.prepare = out, prepare
         self.running = ""
         self.next_batch = 0
+        self.avoided: set[str] = set()
 
     def run(
         self,
@@ -97,6 +98,7 @@ class Fuzz:
             "seed": summary.seed,
             "first": self.next_batch,
             "known": list(summary.findings),
+            "avoided": self.avoided,
             "counts": summary.counts,
         }
 
@@ -109,13 +111,13 @@ class Fuzz:
         on_progress: Callable[[Summary], None],
     ) -> None:
         """Take in what the worker says until the time is over, or the worker is."""
-        heard = time.monotonic()
+        heard, wait = time.monotonic(), max(patience, PATIENCE)  # until it has started
         while left() > 0:
             if not messages.poll(min(0.2, max(left(), 0.0))):
-                if time.monotonic() - heard > patience:
-                    return self._lost("hang", f"nothing was heard for {patience:g} s", patience)
+                if time.monotonic() - heard > wait:
+                    return self._lost("hang", f"nothing was heard for {wait:g} s", patience)
                 continue
-            heard = time.monotonic()
+            heard, wait = time.monotonic(), patience
             try:
                 kind, content = messages.recv()
             except (EOFError, OSError):
@@ -136,27 +138,28 @@ class Fuzz:
             self.next_batch, self.running = content + 1, ""
 
     def _lost(self, kind: str, said: str, patience: float) -> None:
-        """The worker ended in the middle of a batch: find the equation that ends it again, and go on with the next."""
+        """The worker ended in the middle of a batch: find the equation that ends it again, and go on without it."""
         self.next_batch += 1
         if not self.running:
             key = f"{self.summary.backend} {kind} between programs"
             self._keep(Finding(key, kind, said, f'"""{key}: {said}."""\n'))
             return
-        primitive, source = self._stepped(self.running, min(patience, PATIENCE))
+        primitive, source = self._stepped(self.running, patience)
+        self.avoided.add(primitive)
         key = f"{self.summary.backend} {kind} {primitive or 'of a whole program'}"
         self._keep(Finding(key, kind, said, _titled(source or self.running, f"{key}: {said}.")))
         self.running = ""
 
     def _stepped(self, source: str, patience: float) -> tuple[str, str]:
         """Run a program's equations one by one in a worker: name and source of the one that ends it, or nothing."""
-        last = ("", "")
+        last, wait = ("", ""), max(patience, PATIENCE)
         with _worker(_step, {"backend": self.summary.backend, "source": source}, self.prepare) as (_, messages):
             try:
-                while messages.poll(patience):
-                    kind, content = messages.recv()
+                while messages.poll(wait):
+                    kind, last = messages.recv()
                     if kind == "end":
                         return "", ""
-                    last = content
+                    wait = patience
             except (EOFError, OSError):
                 pass
         return last
@@ -219,18 +222,19 @@ def _work(target: Callable[..., None], messages: Connection, task: dict[str, Any
     target(messages, **task)
 
 
-def _hunt(messages: Connection, backend: str, seed: int, first: int, known: list[str], counts: Counts) -> None:
+def _hunt(messages: Connection, backend: str, seed: int, first: int, counts: Counts, **known: Any) -> None:
     """Run one batch after the other and tell of each program before and after it runs."""
     from m2ml.equivalence.hunt import Hunt, forget_compiled
 
     hunt = Hunt(
         backend,
         seed=seed,
-        known=known,
+        **known,
         before=lambda source: messages.send(("before", source)),
         after=lambda new: messages.send(("after", new)),
     )
     hunt.counts.add(counts)
+    messages.send(("start", None))
     number = first
     while True:
         try:
@@ -254,9 +258,10 @@ def _step(messages: Connection, backend: str, source: str) -> None:
     from m2ml.plugins import registry
     from m2ml.staged import Staged
 
+    messages.send(("start", ("", "")))
     function, inputs = loaded(source)
     program = Staged(function).trace(inputs, {})
     for equation, arrays in single_equations(program.code, inputs):
-        messages.send((equation.name, (equation.name, source_of(alone(program, equation).code, arrays, backend))))
+        messages.send(("equation", (equation.name, source_of(alone(program, equation).code, arrays, backend))))
         run_equation(registry.get(backend), equation, arrays)
     messages.send(("end", None))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import re
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -36,8 +35,8 @@ Array = np.ndarray[Any, Any]
 #: Programs of one batch: they share their primitives, and hypothesis forgets what it knows between batches.
 BATCH = 50
 
-#: Longest time spent on shrinking one disagreement, in seconds.
-SHRINKING = 30.0
+#: Most programs run to shrink one disagreement.
+SHRINKS = 200
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ class _Stop(BaseException):
 class Hunt:
     """Batches of random programs on ``backend``, the same ones for the same ``seed`` and ``counts``.
 
-    ``known`` are keys of findings that are not reported again. ``before(source)`` is told each program that is about
-    to run; ``should_stop`` ends a batch early.
+    ``known`` are keys of findings that are not reported again, ``avoided`` primitives that are not drawn.
+    ``before(source)`` is told each program that is about to run, ``after(counts)`` what it added.
     """
 
     def __init__(
@@ -71,18 +70,20 @@ class Hunt:
         *,
         seed: int = 0,
         known: Iterable[str] = (),
+        avoided: Iterable[str] = (),
         before: Callable[[str], None] | None = None,
         after: Callable[[Counts], None] | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.backend, self.seed, self.known = backend, seed, set(known)
-        self.before, self.after, self.should_stop = before, after, should_stop
+        self.avoided = frozenset(avoided)
+        self.before, self.after = before, after
         self.counts = Counts()
         self.rare = _rare(backend)
 
     def batch(self, number: int, *, size: int = BATCH) -> Finding | None:
         """Run batch ``number``: its first new disagreement, shrunk, or None."""
         names = palette(random.Random(f"{self.seed} {number}"), self.counts.primitives, self.rare)
+        names = [name for name in names if name not in self.avoided]
         shrinker = _Shrinker(self)
         phases = (Phase.generate, Phase.shrink)
 
@@ -136,11 +137,12 @@ class _Shrinker:
     def __init__(self, hunt: Hunt) -> None:
         self.hunt = hunt
         self.key = ""
-        self.began = 0.0
+        self.tried = 0
         self.best: tuple[int, Verdict, Divergence | None] | None = None
 
     def __call__(self, random_program: RandomProgram) -> None:
-        if self.hunt.should_stop() or (self.best and time.monotonic() - self.began > SHRINKING):
+        self.tried += bool(self.best)
+        if self.tried > SHRINKS:
             raise _Stop
         verdict = self.hunt.examine(random_program)
         if verdict.report.ok:
@@ -148,7 +150,7 @@ class _Shrinker:
         key, divergence = key_of(verdict, self.hunt.backend)
         if key in self.hunt.known or (self.key and key != self.key):
             return
-        self.key, self.began = key, self.began or time.monotonic()
+        self.key = key
         size = sum(verdict.program.primitives.values()) + sum(x.size for x in verdict.host)
         if self.best is None or size < self.best[0]:
             self.best = (size, verdict, divergence)

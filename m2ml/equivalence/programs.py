@@ -61,6 +61,10 @@ KEPT: Mapping[str, frozenset[int]] = {
 }
 
 
+#: Primitives that pad with zeros: whether an engine multiplies those, and NaN or infinity comes of it, is left open.
+FINITE = frozenset({"conv_general_dilated"})
+
+
 @dataclass(frozen=True, eq=False)
 class RandomProgram:
     """A function of arrays and the arrays to call it with. ``str()`` of it is the tree of its statements."""
@@ -157,19 +161,20 @@ class _Builder:
         gentle = name in GENTLE
         if gentle and not is_float(array.dtype):
             return self.own(array)
-        read = self.reading(array.shape, array.dtype)
+        read = self.reading(array.shape, array.dtype, finite=name in FINITE)
         return Mixed(self.own(array), read) if gentle else read
 
     def own(self, array: Array) -> Own:
         self.arrays.append(array)
         return Own(len(self.arrays) - 1)
 
-    def reading(self, shape: Sequence[int], dtype: Any) -> Read:
+    def reading(self, shape: Sequence[int], dtype: Any, *, finite: bool) -> Read:
         """An earlier value, most often the last, as an array of this shape and dtype."""
         back = min(self.draw(st.sampled_from((0, 0, 0, 1, 1, 2, 3, 5, 8))), len(self.avals) - 1)
         index = len(self.avals) - 1 - back
         self.read.add(index)
-        return Read(index, tuple(shape), np.dtype(dtype), self.draw(st.booleans()), self.draw(st.booleans()))
+        turned, bounded = self.draw(st.booleans()), self.draw(st.booleans())
+        return Read(index, tuple(shape), np.dtype(dtype), turned, bounded, finite)
 
     # blocks -----------------------------------------------------------------------------------------
 

@@ -31,18 +31,24 @@ class Own:
 
 @dataclass(frozen=True)
 class Read:
-    """Value ``index``, converted and reshaped; ``turned`` reverses its elements, ``bounded`` keeps floats below one."""
+    """Value ``index``, converted and reshaped.
+
+    ``turned`` reverses its elements, ``bounded`` keeps floats below one, ``finite`` makes NaN and infinities zero.
+    """
 
     index: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     turned: bool
     bounded: bool
+    finite: bool = False
 
     def get(self, values: Values, inputs: Values) -> Any:
         x = converted(values[self.index], self.dtype)
         if self.bounded and is_float(self.dtype):
             x = lax.div(x, lax.add(lax.abs(x), jnp.ones((), self.dtype)))
+        if self.finite and jnp.issubdtype(self.dtype, np.inexact):
+            x = jnp.where(jnp.isfinite(x), x, jnp.zeros((), self.dtype))
         return reshaped(x, self.shape, turned=self.turned)
 
 

@@ -1,0 +1,118 @@
+"""Random programs: written, read again, and run on cpu and mlx within the reference's bound."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, seed, settings
+
+from m2ml.equivalence.hunt import Hunt, forget_compiled
+from m2ml.equivalence.primitives import load
+from m2ml.equivalence.programs import CALLBACKS, GENTLE, KEPT, drawable, palette, programs
+from m2ml.equivalence.reproduce import loaded, source_of
+from m2ml.equivalence.statements import BLOCKS, UNIQUE
+from m2ml.plugins import registry
+from m2ml.staged import Staged
+
+#: Batches of each backend; XLA compiles every program, which is most of the time on cpu.
+BATCHES = {"cpu": (2, 12), "mlx": (8, 25)}
+
+
+@pytest.fixture(autouse=True)
+def compiled_programs_are_let_go():
+    yield
+    forget_compiled()
+
+
+@pytest.mark.filterwarnings("ignore::m2ml.FallbackWarning")
+@pytest.mark.parametrize("backend", BATCHES)
+def test_random_programs_agree_with_the_reference(backend):
+    hunt = Hunt(backend, seed=2024)
+    batches, size = BATCHES[backend]
+    found = [hunt.batch(number, size=size) for number in range(batches)]
+    assert not any(found), "\n".join(finding.source for finding in found if finding)
+    assert hunt.counts.programs >= batches * size
+    assert hunt.counts.judged > 0.7 * hunt.counts.elements
+
+
+def each_program(check, batches=3, size=15):
+    """``check`` on random programs of other primitives in each batch."""
+    for number in range(batches):
+        names = palette(random.Random(number), Counter())
+
+        @seed(number)
+        @settings(max_examples=size, phases=[Phase.generate], database=None)
+        @given(programs(names))
+        def run(program):
+            check(program)
+
+        run()
+
+
+def test_a_written_program_is_the_program():
+    reference = registry.get("reference")
+
+    def check(program):
+        staged = Staged(program).trace(program.arrays, {})
+        function, inputs = loaded(source_of(staged.code, program.arrays, "mlx"))
+        again = Staged(function).trace(inputs, {})
+        exact = reference.run_exact(staged, program.arrays)
+        for x, y in zip(exact, reference.run_exact(again, inputs), strict=True):
+            assert (x.dtype, x.tobytes()) == (y.dtype, y.tobytes())
+
+    each_program(check)
+
+
+def test_programs_are_graphs_with_blocks_and_many_primitives():
+    blocks, primitives, lengths, edges = Counter(), Counter(), Counter(), 0
+
+    def check(program):
+        nonlocal edges
+        code = Staged(program).trace(program.arrays, {}).code
+        blocks.update(program.blocks)
+        primitives.update({equation.name for equation in code.equations()})
+        lengths[len(program.statements)] += 1
+        made = {slot for step in code.steps for slot in step.outputs}
+        edges += sum(slot in made for step in code.steps for slot in step.inputs)
+
+    each_program(check, batches=6)
+    assert len(blocks) >= 7
+    assert len(primitives) >= 80
+    assert max(lengths) >= 8
+    assert edges > 10 * sum(lengths.values())
+
+
+def test_the_same_seed_gives_the_same_programs():
+    def run():
+        hunt = Hunt("reference", seed=5)
+        seen = []
+        hunt.before = seen.append
+        hunt.batch(0, size=6)
+        return seen
+
+    assert run() == run()
+
+
+def test_what_came_seldom_is_drawn_first():
+    names = drawable()
+    often = Counter({name: 100 for name in names if name not in names[:12]})
+    drawn = Counter(name for i in range(20) for name in palette(random.Random(i), often))
+    assert all(drawn[name] > 15 for name in names[:12])
+
+
+def test_rare_primitives_are_drawn_seldom_but_are_drawn():
+    names = drawable()
+    rare = frozenset(names[:20])
+    drawn = Counter(name for i in range(60) for name in palette(random.Random(i), Counter(), rare))
+    assert 0 < sum(drawn[name] for name in rare) < 0.1 * sum(drawn.values())
+
+
+def test_tables_name_primitives_that_have_cases():
+    assert GENTLE | set(KEPT) | CALLBACKS | set(UNIQUE) <= set(load())
+
+
+def test_every_kind_of_block_transforms_a_simple_body():
+    for kind, block in BLOCKS.items():
+        outs = block([lambda x: [x * 2.0]] * 2, [np.ones((2, 3), np.float32)], 2)
+        assert outs, kind
