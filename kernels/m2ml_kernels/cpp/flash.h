@@ -31,14 +31,23 @@ struct Mask {
 struct Rules {
   int64_t batches, heads, key_heads, queries, keys, width, value_width;
   float scale, cap;             // cap 0: none
-  bool causal;
-  int64_t offset, window;       // key k is seen by query q when k <= q + offset and k > q + offset - window (0: none)
+  bool causal, placed;          // placed: query q stands at q + shift, otherwise the last query at the row's last key
+  int64_t shift, window;        // window 0: none; otherwise keys fewer than `window` away
   const int32_t* lengths;       // keys per batch, or null
   Mask mask;
 
+  int64_t group() const { return heads / key_heads; }
   int64_t length(int64_t b) const { return lengths ? std::clamp<int64_t>(lengths[b], 0, keys) : keys; }
-  int64_t first(int64_t q) const { return window > 0 ? std::max<int64_t>(0, q + offset - window + 1) : 0; }
-  int64_t last(int64_t b, int64_t q) const { return causal ? std::clamp<int64_t>(q + offset + 1, 0, length(b)) : length(b); }
+  int64_t place(int64_t b, int64_t q) const { return q + (placed ? shift : length(b) - queries); }
+  // Query q of batch b may read the keys [first, last).
+  int64_t first(int64_t b, int64_t q) const { return window > 0 ? std::clamp<int64_t>(place(b, q) - window + 1, 0, keys) : 0; }
+  int64_t last(int64_t b, int64_t q) const {
+    int64_t end = length(b);
+    if (causal) end = std::min(end, place(b, q) + 1);
+    if (window > 0) end = std::min(end, place(b, q) + window);
+    return std::max<int64_t>(end, 0);
+  }
+  int64_t row(int64_t b, int64_t h, int64_t q) const { return (b * queries + q) * heads + h; }  // of arrays [b][q][h]
 };
 
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -61,6 +70,10 @@ struct Packed {
 template <class T> void to_floats(const T* from, float* to, int64_t n, int64_t padded, float scale = 1) {
   each_vector(n, [&](int64_t i, auto whole, int64_t count) { store_at(to + i, load_at(from + i, whole, count) * scale, whole, count); });
   std::fill(to + n, to + padded, 0.0f);
+}
+
+template <class T> void to_rows(const float* from, T* to, int64_t n, float scale) {
+  each_vector(n, [&](int64_t i, auto whole, int64_t count) { store_at(to + i, load_at(from + i, whole, count) * scale, whole, count); });
 }
 
 // rows[count][width] as panels of kTileColumns columns: the transpose, packed for `product`. Missing rows are zero.
@@ -95,7 +108,7 @@ template <class T> void pack(const Call& call, const Rules& rules, const Heads<c
 inline void limit_scores(const Rules& rules, int64_t b, int64_t h, int64_t q, int64_t start, float* scores) {
   if (rules.cap > 0)
     for (int64_t j = 0; j < kKeys; j += kLanes) store(scores + j, rules.cap * tanh(load(scores + j) / rules.cap));
-  const int64_t first = std::clamp<int64_t>(rules.first(q) - start, 0, kKeys), last = std::clamp<int64_t>(rules.last(b, q) - start, 0, kKeys);
+  const int64_t first = std::clamp<int64_t>(rules.first(b, q) - start, 0, kKeys), last = std::clamp<int64_t>(rules.last(b, q) - start, 0, kKeys);
   if (rules.mask) {
     const int64_t at = rules.mask.at(b, h, q);
     for (int64_t j = first; j < last; ++j) {
@@ -128,11 +141,11 @@ inline float weigh(float* scores, float& maximum_so_far, float& correction) {
 // The blocks of keys that some of the queries [begin, end) may see.
 struct Range { int64_t begin, end; };
 inline Range blocks_seen(const Rules& rules, int64_t b, int64_t begin, int64_t end) {
-  const int64_t first = rules.first(begin), last = rules.last(b, end - 1);
+  const int64_t first = rules.first(b, begin), last = rules.last(b, end - 1);
   return {first / kKeys, last > first ? round_up(last, kKeys) / kKeys : first / kKeys};
 }
 
-// out = softmax(scale q kᵀ + masks) v, and log-sum-exp per row when `lse` is given ([batches][heads][queries]).
+// out = softmax(scale q kᵀ + masks) v, and log-sum-exp per row when `lse` is given ([batches][queries][heads]).
 template <class T>
 void attend(const Call& call, const Rules& rules, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> out, float* lse) {
   const Packed packed(rules.batches * rules.key_heads, rules);
@@ -147,7 +160,7 @@ void attend(const Call& call, const Rules& rules, Heads<const T> q, Heads<const 
     float top[kQueries], mass[kQueries];
     for (int64_t i = begin; i < end; ++i) {
       const int64_t h = i / blocks % rules.heads, b = i / blocks / rules.heads, start = i % blocks * kQueries;
-      const int64_t rows = std::min(kQueries, rules.queries - start), head = b * rules.key_heads + h / (rules.heads / rules.key_heads);
+      const int64_t rows = std::min(kQueries, rules.queries - start), head = b * rules.key_heads + h / rules.group();
       for (int64_t r = 0; r < rows; ++r) to_floats(q.row(b, h, start + r), query + r * rules.width, rules.width, rules.width, rules.scale);
       std::fill(top, top + rows, -kInfinity), std::fill(mass, mass + rows, 0.0f);
       std::fill(total, total + rows * packed.padded, 0.0f);
@@ -166,11 +179,54 @@ void attend(const Call& call, const Rules& rules, Heads<const T> q, Heads<const 
       }
       for (int64_t r = 0; r < rows; ++r) {
         const float share = mass[r] > 0 ? 1.0f / mass[r] : 0.0f;
-        T* to = out.row(b, h, start + r);
-        each_vector(rules.value_width, [&](int64_t d, auto whole, int64_t count) {
-          store_at(to + d, load_at(total + r * packed.padded + d, whole, count) * share, whole, count);
-        });
-        if (lse) lse[(b * rules.heads + h) * rules.queries + start + r] = mass[r] > 0 ? top[r] + std::log(mass[r]) : -kInfinity;
+        to_rows(total + r * packed.padded, out.row(b, h, start + r), rules.value_width, share);
+        if (lse) lse[rules.row(b, h, start + r)] = mass[r] > 0 ? top[r] + std::log(mass[r]) : -kInfinity;
+      }
+    }
+  });
+}
+
+// The same for few queries: keys and values are read once, where they lie, and nothing is packed.
+template <class T>
+void attend_few(const Call& call, const Rules& rules, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> out, float* lse) {
+  call.parallel(rules.batches * rules.key_heads, 1, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<float> scratch;
+    const int64_t rows = rules.group() * rules.queries;
+    scratch.resize(rows * (rules.width + rules.value_width + kKeys + 2));
+    float *query = scratch.data(), *total = query + rows * rules.width, *top = total + rows * rules.value_width, *mass = top + rows, *scores = mass + rows;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / rules.key_heads, kh = i % rules.key_heads;
+      const auto head = [&](int64_t r) { return kh * rules.group() + r / rules.queries; };
+      for (int64_t r = 0; r < rows; ++r) to_floats(q.row(b, head(r), r % rules.queries), query + r * rules.width, rules.width, rules.width, rules.scale);
+      std::fill(total, total + rows * rules.value_width, 0.0f), std::fill(mass, mass + rows, 0.0f), std::fill(top, top + rows, -kInfinity);
+      const Range seen = blocks_seen(rules, b, 0, rules.queries);
+      for (int64_t start = seen.begin * kKeys; start < std::min(seen.end * kKeys, rules.keys); start += kKeys) {
+        const int64_t count = std::min(kKeys, rules.keys - start);
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t j = 0; j < count; ++j) {
+            const T* key = k.row(b, kh, start + j);
+            Floats sums = splat(0);
+            each_vector(rules.width, [&](int64_t d, auto whole, int64_t n) { sums += load_at(query + r * rules.width + d, whole, n) * load_at(key + d, whole, n); });
+            scores[j] = sum(sums);
+          }
+          std::fill(scores + count, scores + kKeys, -kInfinity);
+          limit_scores(rules, b, head(r), r % rules.queries, start, scores);
+          float correction;
+          const float added = weigh(scores, top[r], correction);
+          mass[r] = mass[r] * correction + added;
+          float* sums = total + r * rules.value_width;
+          each_vector(rules.value_width, [&](int64_t d, auto whole, int64_t n) {
+            Floats value = load_at(sums + d, whole, n) * correction;
+            for (int64_t j = 0; j < count; ++j)
+              if (scores[j] != 0) value += scores[j] * load_at(v.row(b, kh, start + j) + d, whole, n);
+            store_at(sums + d, value, whole, n);
+          });
+        }
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        const float share = mass[r] > 0 ? 1.0f / mass[r] : 0.0f;
+        to_rows(total + r * rules.value_width, out.row(b, head(r), r % rules.queries), rules.value_width, share);
+        if (lse) lse[rules.row(b, head(r), r % rules.queries)] = mass[r] > 0 ? top[r] + std::log(mass[r]) : -kInfinity;
       }
     }
   });

@@ -1,6 +1,6 @@
 // Gradients of attention from its results and log-sum-exp: weights are worked out again, block by block.
 //
-// Per block of keys and block of queries: P = exp(S - lse), dV += Pᵀ dO, dP = dO Vᵀ, dS = P (dP - rowsum(dO O)),
+// Per block of keys and block of queries: P = exp(S - lse), dV += Pᵀ dO, dP = dO Vᵀ, dS = P (dP - rowsum(dO O) + dlse),
 // dQ += dS K, dK += dSᵀ Q. One task owns all queries of one key head, so that nothing is added twice at once.
 #pragma once
 
@@ -13,8 +13,8 @@ template <class T> struct Gradients { Heads<T> q, k, v; };
 template <class T> class Backward {
  public:
   Backward(const Call& call, const Rules& rules, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<const T> out,
-           Heads<const T> grad, const float* lse, Gradients<T> to)
-      : rules_(rules), q_(q), k_(k), v_(v), out_(out), grad_(grad), lse_(lse), to_(to),
+           Heads<const T> grad, const float* lse, const float* lse_grad, Gradients<T> to)
+      : rules_(rules), q_(q), k_(k), v_(v), out_(out), grad_(grad), lse_(lse), lse_grad_(lse_grad), to_(to),
         wide_(round_up(rules.width, kTileColumns)), value_wide_(round_up(rules.value_width, kTileColumns)) {
     call.parallel(rules.batches * rules.key_heads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) head(i / rules_.key_heads, i % rules_.key_heads);
@@ -22,11 +22,14 @@ template <class T> class Backward {
   }
 
  private:
+  // Results in half precision are too coarse for rowsum(dO O): it is the sum of P dP then, in a pass of its own.
+  static constexpr bool kExact = std::is_same<T, float>::value;
+
   struct Scratch {
     std::vector<float> query_grads, delta, keys, keys_packed, values_packed, key_grads, value_grads, query, grads, weights, slopes;
   };
 
-  int64_t group() const { return rules_.heads / rules_.key_heads; }
+  int64_t group() const { return rules_.group(); }
 
   void head(int64_t b, int64_t kh) {
     thread_local Scratch s;
@@ -36,11 +39,19 @@ template <class T> class Backward {
     s.query.resize(kQueries * wide_), s.grads.resize(kQueries * value_wide_);
     s.weights.resize(kQueries * kKeys), s.slopes.resize(kQueries * kKeys);
     for (int64_t g = 0; g < group(); ++g)
-      for (int64_t t = 0; t < rules_.queries; ++t) s.delta[g * rules_.queries + t] = dot(b, kh * group() + g, t);
+      for (int64_t t = 0; t < rules_.queries; ++t) {
+        const int64_t h = kh * group() + g;
+        s.delta[g * rules_.queries + t] = (kExact ? dot(b, h, t) : 0.0f) - (lse_grad_ ? lse_grad_[rules_.row(b, h, t)] : 0.0f);
+      }
+    if (!kExact)
+      for (int64_t start = 0; start < rules_.keys; start += kKeys) {
+        pack_block(b, kh, start, s);
+        each_pair(b, start, [&](int64_t g, int64_t t, int64_t rows) { add_deltas(b, kh, g, t, rows, start, s); });
+      }
     for (int64_t start = 0; start < rules_.keys; start += kKeys) block(b, kh, start, s);
     for (int64_t g = 0; g < group(); ++g)
       for (int64_t t = 0; t < rules_.queries; ++t)
-        write(s.query_grads.data() + (g * rules_.queries + t) * wide_, to_.q.row(b, kh * group() + g, t), rules_.width, rules_.scale);
+        to_rows(s.query_grads.data() + (g * rules_.queries + t) * wide_, to_.q.row(b, kh * group() + g, t), rules_.width, rules_.scale);
   }
 
   float dot(int64_t b, int64_t h, int64_t t) const {
@@ -50,41 +61,64 @@ template <class T> class Backward {
     return sum(total);
   }
 
-  static void write(const float* from, T* to, int64_t n, float scale) {
-    each_vector(n, [&](int64_t d, auto whole, int64_t count) { store_at(to + d, load_at(from + d, whole, count) * scale, whole, count); });
+  void pack_block(int64_t b, int64_t kh, int64_t start, Scratch& s) const {
+    const int64_t count = std::min(kKeys, rules_.keys - start);
+    pack_transposed(k_, b, kh, start, count, rules_.width, s.keys_packed.data());
+    pack_transposed(v_, b, kh, start, count, rules_.value_width, s.values_packed.data());
+  }
+
+  // Calls body(head of the group, first query, rows) for the blocks of queries that may read the block of keys.
+  template <class Body> void each_pair(int64_t b, int64_t start, const Body& body) const {
+    for (int64_t g = 0; g < group(); ++g)
+      for (int64_t t = 0; t < rules_.queries; t += kQueries) {
+        const int64_t rows = std::min(kQueries, rules_.queries - t);
+        const Range seen = blocks_seen(rules_, b, t, t + rows);
+        if (start / kKeys >= seen.begin && start / kKeys < seen.end) body(g, t, rows);
+      }
   }
 
   void block(int64_t b, int64_t kh, int64_t start, Scratch& s) {
     const int64_t count = std::min(kKeys, rules_.keys - start);
-    pack_transposed(k_, b, kh, start, count, rules_.width, s.keys_packed.data());
-    pack_transposed(v_, b, kh, start, count, rules_.value_width, s.values_packed.data());
+    pack_block(b, kh, start, s);
     for (int64_t r = 0; r < kKeys; ++r) {
       if (r < count) to_floats(k_.row(b, kh, start + r), s.keys.data() + r * wide_, rules_.width, wide_);
       else std::fill_n(s.keys.data() + r * wide_, wide_, 0.0f);
     }
     s.key_grads.assign(kKeys * wide_, 0.0f), s.value_grads.assign(kKeys * value_wide_, 0.0f);
-    for (int64_t g = 0; g < group(); ++g)
-      for (int64_t t = 0; t < rules_.queries; t += kQueries) {
-        const int64_t rows = std::min(kQueries, rules_.queries - t);
-        const Range seen = blocks_seen(rules_, b, t, t + rows);
-        if (start / kKeys >= seen.begin && start / kKeys < seen.end) tile_pair(b, kh, g, t, rows, start, s);
-      }
+    each_pair(b, start, [&](int64_t g, int64_t t, int64_t rows) { add_gradients(b, kh, g, t, rows, start, s); });
     for (int64_t r = 0; r < count; ++r) {
-      write(s.key_grads.data() + r * wide_, to_.k.row(b, kh, start + r), rules_.width, 1.0f);
-      write(s.value_grads.data() + r * value_wide_, to_.v.row(b, kh, start + r), rules_.value_width, 1.0f);
+      to_rows(s.key_grads.data() + r * wide_, to_.k.row(b, kh, start + r), rules_.width, 1.0f);
+      to_rows(s.value_grads.data() + r * value_wide_, to_.v.row(b, kh, start + r), rules_.value_width, 1.0f);
     }
   }
 
-  // One block of queries of one head of the group against the block of keys at `start`.
-  void tile_pair(int64_t b, int64_t kh, int64_t g, int64_t t, int64_t rows, int64_t start, Scratch& s) {
-    const int64_t h = kh * group() + g;
+  // S and dP of a block of queries of one head against the block of keys.
+  void scores(int64_t b, int64_t h, int64_t t, int64_t rows, Scratch& s) const {
     for (int64_t r = 0; r < rows; ++r) {
       to_floats(q_.row(b, h, t + r), s.query.data() + r * wide_, rules_.width, wide_, rules_.scale);
       to_floats(grad_.row(b, h, t + r), s.grads.data() + r * value_wide_, rules_.value_width, value_wide_);
     }
+    product<false>(rows, kKeys, rules_.width, s.query.data(), wide_, 1, s.keys_packed.data(), rules_.width * kTileColumns, kTileColumns, s.weights.data(), kKeys);
+    product<false>(rows, kKeys, rules_.value_width, s.grads.data(), value_wide_, 1, s.values_packed.data(), rules_.value_width * kTileColumns, kTileColumns, s.slopes.data(), kKeys);
+  }
+
+  void add_deltas(int64_t b, int64_t kh, int64_t g, int64_t t, int64_t rows, int64_t start, Scratch& s) const {
+    const int64_t h = kh * group() + g;
+    scores(b, h, t, rows, s);
+    for (int64_t r = 0; r < rows; ++r) {
+      float* weights = s.weights.data() + r * kKeys;
+      limit_scores(rules_, b, h, t + r, start, weights);
+      const float lse = lse_[rules_.row(b, h, t + r)];
+      Floats total = splat(0);
+      for (int64_t j = 0; j < kKeys; j += kLanes) total += exp(load(weights + j) - (lse == -kInfinity ? 0.0f : lse)) * load(s.slopes.data() + r * kKeys + j);
+      s.delta[g * rules_.queries + t + r] += sum(total);
+    }
+  }
+
+  void add_gradients(int64_t b, int64_t kh, int64_t g, int64_t t, int64_t rows, int64_t start, Scratch& s) const {
+    const int64_t h = kh * group() + g;
+    scores(b, h, t, rows, s);
     float *weights = s.weights.data(), *slopes = s.slopes.data();
-    product<false>(rows, kKeys, rules_.width, s.query.data(), wide_, 1, s.keys_packed.data(), rules_.width * kTileColumns, kTileColumns, weights, kKeys);
-    product<false>(rows, kKeys, rules_.value_width, s.grads.data(), value_wide_, 1, s.values_packed.data(), rules_.value_width * kTileColumns, kTileColumns, slopes, kKeys);
     for (int64_t r = 0; r < rows; ++r) slope_row(b, h, g, t + r, start, weights + r * kKeys, slopes + r * kKeys, s);
     product<true>(kKeys, value_wide_, rows, weights, 1, kKeys, s.grads.data(), kTileColumns, value_wide_, s.value_grads.data(), value_wide_);
     product<true>(kKeys, wide_, rows, slopes, 1, kKeys, s.query.data(), kTileColumns, wide_, s.key_grads.data(), wide_);
@@ -94,7 +128,7 @@ template <class T> class Backward {
 
   // Scores of one row become weights, and the gradients of the weights those of the scores.
   void slope_row(int64_t b, int64_t h, int64_t g, int64_t q, int64_t start, float* weights, float* slopes, const Scratch& s) const {
-    const float delta = s.delta[g * rules_.queries + q], lse = lse_[(b * rules_.heads + h) * rules_.queries + q];
+    const float delta = s.delta[g * rules_.queries + q], lse = lse_[rules_.row(b, h, q)];
     float flat[kKeys];  // what the cap lets through of the slope
     if (rules_.cap > 0)
       for (int64_t j = 0; j < kKeys; j += kLanes) {
@@ -113,7 +147,7 @@ template <class T> class Backward {
 
   const Rules& rules_;
   Heads<const T> q_, k_, v_, out_, grad_;
-  const float* lse_;
+  const float *lse_, *lse_grad_;
   Gradients<T> to_;
   int64_t wide_, value_wide_;
 };

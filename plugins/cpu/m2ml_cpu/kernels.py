@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2ml import Kernel
+from m2ml_cpu import attention
 from m2ml_cpu.ffi import handler, source_of
 
 Function = Callable[..., Any]
@@ -148,6 +149,8 @@ KERNELS = (
     cpp("layer_norm", layer_norm, accepts=layer_norm_takes),
     cpp("layer_norm_backward", layer_norm_backward, accepts=layer_norm_backward_takes),
     cpp("add_rms_norm", add_rms_norm, accepts=leading_dtype),
+    cpp("attention", attention.attention, accepts=attention.takes),
+    cpp("attention_backward", attention.attention_backward, accepts=attention.backward_takes),
     cpp("rope", rope),
     cpp("softmax_cross_entropy", softmax_cross_entropy),
     cpp("softmax_cross_entropy_backward", softmax_cross_entropy_backward),
