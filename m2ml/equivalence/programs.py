@@ -161,7 +161,7 @@ class _Builder:
         gentle = name in GENTLE
         if gentle and not is_float(array.dtype):
             return self.own(array)
-        read = self.reading(array.shape, array.dtype, finite=name in FINITE)
+        read = self.reading(array.shape, array.dtype, finite=gentle or name in FINITE)
         return Mixed(self.own(array), read) if gentle else read
 
     def own(self, array: Array) -> Own:
