@@ -10,6 +10,7 @@ from m2ml.op import Op, ops
 from m2ml.ops.adamw_update import adamw as adamw
 from m2ml.ops.adamw_update import adamw_update as adamw_update
 from m2ml.ops.add_rms_norm import add_rms_norm as add_rms_norm
+from m2ml.ops.attention import attention as attention
 from m2ml.ops.batch_norm_act import batch_norm_act as batch_norm_act
 from m2ml.ops.conv_bias_act import conv_bias_act as conv_bias_act
 from m2ml.ops.geglu import geglu as geglu
