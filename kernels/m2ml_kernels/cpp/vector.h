@@ -7,6 +7,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "call.h"
 
 namespace m2ml {
@@ -53,6 +57,17 @@ inline void store(bfloat16* p, Floats x) {
   const Words nan = (Words)(x != x);
   const Shorts y = __builtin_convertvector((rounded & ~nan) | (quiet & nan), Shorts);
   std::memcpy(p, &y, sizeof y);
+}
+
+inline Floats square_root(Floats x) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX__)
+  return (Floats)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
 }
 
 inline float to_float(float x) { return x; }

@@ -41,10 +41,11 @@ def handler(source: Path, symbol: str = "") -> Callable[..., Any]:
     """``call(out_types, *arrays, **attributes)``: a handler of a C++ file as a function that JAX traces.
 
     ``out_types`` is a `jax.ShapeDtypeStruct` or a sequence of them; attributes are NumPy scalars (float32, int64).
+    ``aliases`` maps arguments to the results that may take their place, by number.
     """
     name = target(source, symbol or source.stem)
 
-    def call(out_types: Any | Sequence[Any], *arrays: Any, **attributes: Any) -> Any:
-        return jax.ffi.ffi_call(name, out_types)(*arrays, **attributes)
+    def call(out_types: Any | Sequence[Any], *arrays: Any, aliases: Any = None, **attributes: Any) -> Any:
+        return jax.ffi.ffi_call(name, out_types, input_output_aliases=aliases)(*arrays, **attributes)
 
     return call

@@ -143,7 +143,39 @@ def softmax_cross_entropy_backward(call: Function) -> Function:
     return backward
 
 
+def adamw_update(call: Function) -> Function:
+    def forward(gradients: Any, mu: Any, nu: Any, params: Any, count: Any, learning_rate: Any, **static: Any) -> Any:
+        leaves, tree = jax.tree.flatten(params)
+        n, decayed = len(leaves), static["decayed"] or (True,) * len(leaves)
+        steps = count.astype(np.float32) + 1
+        scalars = jnp.stack([1 - static["b1"] ** steps, 1 - static["b2"] ** steps, learning_rate.astype(np.float32)])
+        arrays = [x for part in (gradients, mu, nu, params) for x in jax.tree.leaves(part)]
+        names = ("b1", "b2", "eps", "eps_root", "weight_decay")
+        numbers = {name: np.float32(static[name]) for name in names}
+        numbers |= {"rest1": np.float32(1 - static["b1"]), "rest2": np.float32(1 - static["b2"])}
+        given = call(
+            [like(x) for x in leaves * 3],
+            *arrays,
+            scalars,
+            jnp.array(decayed, np.int32),
+            apply=np.int64(static["apply"]),
+            # In place: the update where the gradient was (or the parameter), moments where moments were.
+            aliases={(3 if static["apply"] and j == 0 else j) * n + i: j * n + i for j in range(3) for i in range(n)},
+            **numbers,
+        )
+        return tuple(jax.tree.unflatten(tree, given[j * n : (j + 1) * n]) for j in range(3))
+
+    return forward
+
+
+def all_leaves_float32(*trees: Any, **static: Any) -> str:
+    leaves = jax.tree.leaves(trees)[:-2]  # not count and rate
+    other = sorted({np.dtype(x.dtype).name for x in leaves} - {"float32"})
+    return f"it takes float32, not {', '.join(other)}" if other else "" if leaves else "there are no leaves"
+
+
 KERNELS = (
+    cpp("adamw_update", adamw_update, accepts=all_leaves_float32, dtypes=("float32",)),
     cpp("rms_norm", rms_norm),
     cpp("rms_norm_backward", rms_norm_backward, accepts=first_gradients(1)),
     cpp("layer_norm", layer_norm, accepts=layer_norm_takes),
