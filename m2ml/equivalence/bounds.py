@@ -107,7 +107,8 @@ def error_scale(
     if exact or equation.name in CONTROL_FLOW or not any(units):
         return [None] * len(outputs)
     if equation.name == "convert_element_type" and unit(equation.inputs[0].dtype) >= units[0]:
-        return [None]
+        narrower = tiny(equation.dtype) > tiny(equation.inputs[0].dtype)  # bfloat16 overflows and vanishes in float16
+        return [np.zeros(outputs[0].shape) if narrower else None]
     if equation.name in SUMS:
         sums = zip(range(len(outputs)), units, outputs, strict=True)
         return [_sum_scale(equation, inputs, y, u, lambda *xs, i=i: rule(*xs)[i]) if u else None for i, u, y in sums]
