@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -35,8 +36,8 @@ Array = np.ndarray[Any, Any]
 #: Programs of one batch: they share their primitives, and hypothesis forgets what it knows between batches.
 BATCH = 50
 
-#: Most programs run to shrink one disagreement.
-SHRINKS = 200
+#: Most programs run to shrink one disagreement, and the longest time in seconds that this may take.
+SHRINKS, SHRINKING = 150, 60.0
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,12 @@ class _Shrinker:
     def __init__(self, hunt: Hunt) -> None:
         self.hunt = hunt
         self.key = ""
-        self.tried = 0
+        self.tried, self.began = 0, 0.0
         self.best: tuple[int, Verdict, Divergence | None] | None = None
 
     def __call__(self, random_program: RandomProgram) -> None:
         self.tried += bool(self.best)
-        if self.tried > SHRINKS:
+        if self.best and (self.tried > SHRINKS or time.monotonic() - self.began > SHRINKING):
             raise _Stop
         verdict = self.hunt.examine(random_program)
         if verdict.report.ok:
@@ -150,7 +151,7 @@ class _Shrinker:
         key, divergence = key_of(verdict, self.hunt.backend)
         if key in self.hunt.known or (self.key and key != self.key):
             return
-        self.key = key
+        self.key, self.began = key, self.began or time.monotonic()
         size = sum(verdict.program.primitives.values()) + sum(x.size for x in verdict.host)
         if self.best is None or size < self.best[0]:
             self.best = (size, verdict, divergence)
