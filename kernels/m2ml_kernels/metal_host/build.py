@@ -92,8 +92,10 @@ def compile_kernel(
     ``constants`` gives function constants their values, by index. Raises `InvalidMetal`, `UnsupportedMetal`, and
     `CompileError` with the line of the Metal source.
     """
+    headers = _Headers(source.include).find
+    body, prelude = rewrite(source.text, find_header=headers), rewrite(source.prelude, find_header=headers)
     signature = find_kernel(source.text, kernel, source.file)
-    unit = translation_unit(source, signature, template, constants or {})
+    unit = _translation_unit(source.file, prelude, body, signature, template, constants or {})
     try:
         built = compile_shared(unit, flags=[*_flags(), *variant.flags()], include=[SHIM], name=f"metal_{kernel}")
     except CompileError as error:
@@ -103,10 +105,10 @@ def compile_kernel(
     return Kernel(signature, built, variant, source.file)
 
 
-def translation_unit(source: Source, signature: Signature, template: str, constants: Mapping[int, Constant]) -> str:
-    """C++ of the kernel and of the entry that the runtime calls."""
-    headers = _Headers(source.include).find
-    body, prelude = rewrite(source.text, find_header=headers), rewrite(source.prelude, find_header=headers)
+def _translation_unit(
+    file: str, prelude: str, body: str, signature: Signature, template: str, constants: Mapping[int, Constant]
+) -> str:
+    """C++ of the rewritten kernel and of the entry that the runtime calls."""
     chosen = f"{signature.name}<{template}>" if template else signature.name
     slots = (
         ", ".join(f"{{m2::source::{p.source}, {p.index}}}" for p in signature.parameters) or "{m2::source::buffer, 0}"
@@ -115,7 +117,7 @@ def translation_unit(source: Source, signature: Signature, template: str, consta
 extern "C" {{ const m2::host* m2_host; }}
 {_function_constants(constants)}
 {prelude}
-#line 1 "{source.file}"
+#line 1 "{file}"
 {body}
 #line 1 "the entry of {signature.name}"
 extern "C" void m2_entry(void* const* buffers, void* const* memory, const m2::thread_info* self) {{
@@ -156,6 +158,7 @@ def _flags_of(kind: str, version: str) -> tuple[str, ...]:
     flags = [
         "-O1",
         "-g1",
+        "-gdwarf-4",  # binutils 2.40 takes the wrong file from version 5
         "-w",
         "-Wno-narrowing",
         "-fno-strict-aliasing",

@@ -136,7 +136,7 @@ def _check(
         )
     if unknown := sorted(set(buffers) - set(names)):
         raise InvalidLaunch(f"{name} has no buffer {unknown[0]}; its buffers are {_listed(names)}")
-    if missing := sorted(set(names) - set(buffers)):
+    if missing := sorted(set(kernel.signature.required()) - set(buffers)):
         raise InvalidLaunch(
             f"{name}: buffer {missing[0]} ('{names[missing[0]]}') is not given; its buffers are {_listed(names)}"
         )

@@ -16,6 +16,7 @@ from m2ml_kernels.metal_host.overloads import drop_merged_overloads
 _EMPTY_SPACES = {"device", "thread", "threadgroup", "kernel", "threadgroup_imageblock", "ray_data", "object_data"}
 _SWIZZLE = re.compile(r"[xyzw]{2,4}|[rgba]{2,4}")
 _COMPONENTS = {**dict(zip("xyzw", range(4), strict=True)), **dict(zip("rgba", range(4), strict=True))}
+_STATEMENT_ENDS = {";", "{", "}", ":", ""}  # the last: a statement that was rewritten already
 _ASSIGNING = {"=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "<<=", ">>=", "++", "--"}
 _UNSUPPORTED = re.compile(
     r"(?:texture|depth)(?:1d|2d|3d|cube|_buffer)\w*|sampler|tensor|tensor_\w+|cooperative_tensor|imageblock\w*"
@@ -179,7 +180,7 @@ def _threadgroup_variables(tokens: list[Token]) -> None:
     """``threadgroup T a[N], b;`` as a statement becomes references into the threadgroup's memory."""
     meaning = loud(tokens)
     for index, token in enumerate(meaning):
-        if token.text != "threadgroup" or (index and meaning[index - 1].text not in (";", "{", "}", ":")):
+        if token.text != "threadgroup" or (index and meaning[index - 1].text not in _STATEMENT_ENDS):
             continue
         end = index
         while end < len(meaning) and meaning[end].text not in (";", "{"):

@@ -31,7 +31,7 @@ def environment(sanitizer: str) -> dict[str, str]:
     if sanitizer == "address":
         out["ASAN_OPTIONS"] = "detect_leaks=0:detect_stack_use_after_return=0"
     if sanitizer == "thread":
-        out["TSAN_OPTIONS"] = "report_signal_unsafe=0:history_size=4:exitcode=0"
+        out["TSAN_OPTIONS"] = "report_signal_unsafe=0:history_size=7:exitcode=0"
     return out
 
 

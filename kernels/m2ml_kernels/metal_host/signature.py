@@ -36,12 +36,12 @@ ATTRIBUTES = {
 @dataclass(frozen=True)
 class Parameter:
     """A kernel's parameter: where its value comes from. ``index`` is a buffer's number, a threadgroup memory's number,
-    or the place of an attribute in `ATTRIBUTES`."""
+    or the place of an attribute in `ATTRIBUTES`. What depends on a function constant is ``optional``."""
 
     name: str
     source: Literal["buffer", "threadgroup", "attribute"]
     index: int
-    constant: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class Signature:
 
     def indices(self, source: str) -> list[int]:
         return sorted(parameter.index for parameter in self.parameters if parameter.source == source)
+
+    def required(self) -> list[int]:
+        """The buffers that must be given."""
+        return sorted(p.index for p in self.parameters if p.source == "buffer" and not p.optional)
 
     def buffer_names(self) -> dict[int, str]:
         return {parameter.index: parameter.name for parameter in self.parameters if parameter.source == "buffer"}
@@ -103,8 +107,9 @@ def _parameter(kernel: str, part: list[Token], free: int) -> Parameter:
     declared = part[:start]
     name = declared[-1].text if declared and declared[-1].kind == "name" else ""
     words = {token.text for token in declared}
-    constant = "constant" in words or ("const" in words and "device" in words)
-    for attribute in split_commas(part[start + 2 : -2]):
+    attributes = split_commas(part[start + 2 : -2])
+    optional = any(attribute[0].text == "function_constant" for attribute in attributes)
+    for attribute in attributes:
         text = attribute[0].text
         if text in ("buffer", "threadgroup") and len(attribute) >= 4:
             number = attribute[2].text
@@ -112,13 +117,13 @@ def _parameter(kernel: str, part: list[Token], free: int) -> Parameter:
                 raise InvalidMetal(
                     f"line {attribute[0].line}: the number of {text}({number}) must be an integer literal"
                 )
-            return Parameter(name, "buffer" if text == "buffer" else "threadgroup", int(number), constant)
+            return Parameter(name, "buffer" if text == "buffer" else "threadgroup", int(number), optional)
         if text in ATTRIBUTES:
             return Parameter(name, "attribute", list(ATTRIBUTES).index(text))
         if text not in ("function_constant", "maybe_unused"):
             raise InvalidMetal(f"line {attribute[0].line}: {text} is no attribute of a compute kernel's parameter")
     if words & {"*", "&"} and "threadgroup" not in words:
-        return Parameter(name, "buffer", free, constant)
+        return Parameter(name, "buffer", free)
     line = part[0].line
     raise InvalidMetal(
         f"line {line}: the parameter {name or part[-1].text} of {kernel} has no attribute that says what it is"

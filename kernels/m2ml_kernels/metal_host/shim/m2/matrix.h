@@ -56,6 +56,9 @@ template <class D, class A, class B, class C>
 M2_UNWATCHED void resolve_product(m2::rendezvous& r) {
   using layout = simdgroup_matrix<float, 8, 8>;
   float a[8][8] = {}, b[8][8] = {};
+  int terms[8], found = 0;  // 0 to 7, in the order the launch asks for
+  for (int i = 0; i < 32; ++i)
+    if (r.order[i] < 8) terms[found++] = r.order[i];
   for (int lane = 0; lane < 32; ++lane) {
     if (!(r.active >> lane & 1)) continue;
     auto& frame = *static_cast<product_frame<D, A, B, C>*>(r.frames[lane]);
@@ -70,7 +73,7 @@ M2_UNWATCHED void resolve_product(m2::rendezvous& r) {
     int row = layout::row_of(lane);
     for (int i = 0; i < 2; ++i) {
       float sum = float(frame.c.data[i]);
-      for (int k = 0; k < 8; ++k) sum += a[row][r.order[k * 4] / 4] * b[r.order[k * 4] / 4][layout::column_of(lane) + i];
+      for (int k : terms) sum += a[row][k] * b[k][layout::column_of(lane) + i];
       frame.d->data[i] = D(sum);
     }
   }
