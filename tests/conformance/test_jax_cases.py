@@ -23,10 +23,6 @@ from m2ml.equivalence.jax_transforms import BATCH, NotTransformable, batched, di
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 
-_OLD_IGAMMAC = pytest.mark.xfail(
-    jax.__version_info__ < (0, 6), reason="igammac of jax 0.5 is 1, not NaN, outside its domain"
-)
-
 
 @pytest.fixture(autouse=True)
 def compiled_programs_are_let_go():
@@ -48,7 +44,7 @@ def _chosen(group: str) -> list[Case]:
     return [replace(members[min(i, len(members) - 1)], transform=t) for i, t in enumerate(transforms)]
 
 
-@pytest.mark.parametrize("group", [pytest.param(g, marks=[_OLD_IGAMMAC] if g == "igammac" else []) for g in cases()])
+@pytest.mark.parametrize("group", cases())
 def test_reference_and_mlx_agree_with_jax(group: str) -> None:
     wrong = []
     for case in _chosen(group):
