@@ -61,7 +61,7 @@ def kernel_name(
     """The generated function's name: it tells every source that one definition can give apart."""
     parts = [f"custom_kernel_{definition.name}"]
     if template:
-        parts.append("_".join(_value(value) for _, value in template))
+        parts.append("_" + "_".join(_value(value) for _, value in template))
     parts += [argument.type + argument.suffix for argument in inputs]
     return re.sub("-", "_", "_".join([*parts, *outputs]))
 

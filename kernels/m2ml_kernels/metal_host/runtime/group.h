@@ -290,7 +290,7 @@ class group {
       if (l.now == state::barrier) {
         if (!waiting) waiting = &l;
         else if (l.where.line != waiting->where.line) elsewhere = &l;
-      } else {
+      } else if (!gone) {
         gone = &l;
       }
     }
