@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from m2ml import ops
 from m2ml.models.layers import LayerNorm, dropout, gelu, modules, split
 
 
@@ -75,12 +76,23 @@ class Attention(nnx.Module):
         batch, length, _ = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, config.heads, config.head_dim)
         query, keys, values = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys).astype(jnp.float32) / math.sqrt(config.head_dim)
-        visible = jnp.tril(jnp.ones((length, length), bool))
-        weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
-        weights = dropout(weights.astype(x.dtype), rate=config.dropout, key=key)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, values)
+        if key is None or config.dropout == 0:
+            mixed = ops.attention(query, keys, values, causal=True)
+        else:
+            mixed = _attention_with_dropout(query, keys, values, rate=config.dropout, key=key)
         return self.out(mixed.reshape(batch, length, config.embed_dim))
+
+
+def _attention_with_dropout(
+    query: jax.Array, keys: jax.Array, values: jax.Array, /, *, rate: float, key: jax.Array
+) -> jax.Array:
+    """Causal attention, some of whose weights are dropped: they have to exist for that."""
+    length = query.shape[1]
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys).astype(jnp.float32) / math.sqrt(query.shape[-1])
+    visible = jnp.tril(jnp.ones((length, length), bool))
+    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+    weights = dropout(weights.astype(query.dtype), rate=rate, key=key)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, values)
 
 
 class Block(nnx.Module):

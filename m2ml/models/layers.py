@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from m2ml import ops
+
 
 def modules(items: Sequence[nnx.Module]) -> Any:
     """``items`` as an attribute Flax accepts: ``nnx.List`` where it exists, a plain list before that."""
@@ -29,11 +31,8 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array, /) -> jax.Array:
-        centred = x.astype(jnp.float32)
-        centred = centred - jnp.mean(centred, axis=-1, keepdims=True)
-        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
+        normed: jax.Array = ops.layer_norm(x, self.scale[...], self.bias[...], eps=self.epsilon)
+        return normed
 
 
 def max_pool(x: jax.Array, /) -> jax.Array:

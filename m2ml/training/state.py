@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from m2ml import ops
+
 #: A batch: host arrays by name.
 Batch = Mapping[str, Any]
 #: ``loss(params, batch, key) -> float32[]``; ``key`` draws the step's dropout masks.
@@ -54,7 +56,7 @@ class OptimizerConfig:
         )
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(schedule, b2=0.95, weight_decay=self.weight_decay, mask=_decayed),
+            ops.adamw(schedule, b2=0.95, weight_decay=self.weight_decay, mask=_decayed),
         )
 
 

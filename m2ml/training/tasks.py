@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import m2ml
+from m2ml import ops
 from m2ml.data import Images, Text
 from m2ml.models import CNN, GPT, CNNConfig, Functional, GPTConfig, functional
 from m2ml.training.state import Batch, OptimizerConfig, TrainState, make_init, make_train_step
@@ -37,7 +37,7 @@ class Task:
     def loss(self, params: Any, batch: Batch, key: jax.Array) -> jax.Array:
         """Mean cross-entropy of the targets, in nats."""
         logits = self.model.apply(params, batch["inputs"], key=key)
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]))
+        return jnp.mean(ops.softmax_cross_entropy(logits, batch["targets"]))
 
     @cached_property
     def train_step(self) -> m2ml.Jitted[..., tuple[TrainState, jax.Array]]:

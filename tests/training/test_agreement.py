@@ -36,11 +36,11 @@ def _round_to_bfloat16(state):
 
 def _one_second_moment_is_a_percent_off(state):
     host = m2ml.get(state)
-    adam = host.opt_state[1][0]
+    adam = host.opt_state[1]
     nu = jax.tree.map(np.array, adam.nu)
     leaf = jax.tree.leaves(nu)[0]
     leaf *= np.float32(1.01)
-    opt_state = (host.opt_state[0], (adam._replace(nu=nu), *host.opt_state[1][1:]))
+    opt_state = (host.opt_state[0], adam._replace(nu=nu))
     return type(state)(host.params, opt_state, host.step, host.rng)
 
 
