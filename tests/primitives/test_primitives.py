@@ -3,12 +3,10 @@
 import jax
 import jax.extend.core.primitives
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from m2ml_mlx.rules import rules as mlx_rules
 
 from m2ml import compat
-from m2ml.equivalence.primitives.cases import load
+from m2ml.equivalence.primitives.cases import examples, load
 from m2ml.equivalence.primitives.check import check, primitives, traced
 from m2ml.plugins import registry
 
@@ -32,16 +30,14 @@ def with_a_rule() -> set[str]:
 def test_agrees_with_the_reference(name):
     met = set()
 
-    @settings(max_examples=EXAMPLES)
-    @given(st.data())
-    def run(data):
-        function, arrays = CASES[name](data.draw, name)
+    def run(draw):
+        function, arrays = CASES[name](draw, name)
         code = traced(function, arrays)
         met.update(primitives(code))
         if name in met or name in known_to_jax():
             check(code, arrays, BACKENDS)
 
-    run()
+    examples(run, EXAMPLES)
     if name not in met and name not in known_to_jax():
         pytest.skip(f"jax {jax.__version__} has no primitive {name}")
     assert name in met

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 from jax import lax
@@ -156,5 +155,5 @@ def ormqr(draw: Draw, name: str) -> Case:
     x = x if x.shape[-2] >= x.shape[-1] else np.swapaxes(x, -1, -2)
     taus = (2 / (1 + np.sum(np.tril(x, -1) ** 2, axis=-2))).astype(x.dtype)
     left, transpose = draw(st.booleans()), draw(st.booleans())
-    c = np.asarray(jnp.broadcast_to(jnp.eye(x.shape[-2], dtype=x.dtype), (*x.shape[:-2], x.shape[-2], x.shape[-2])))
+    c = np.broadcast_to(np.eye(x.shape[-2], dtype=x.dtype), (*x.shape[:-2], x.shape[-2], x.shape[-2]))
     return lambda a, t, c: function(a, t, c, left=left, transpose=transpose), [x, taus, c]
