@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import mlx.core as mx
 import numpy as np
 
@@ -236,8 +237,11 @@ def _depends_on_constants(step: Step, shadow: dict[int, mx.array], constants: di
 
 
 def _compute(steps: Sequence[Step], constants: Mapping[int, np.ndarray[Any, Any]]) -> dict[int, mx.array]:
-    """The results of ``steps``, as XLA folds them: a deviation drawn at random is scaled alike on every engine."""
-    if not steps:
+    """The results of ``steps``, as XLA folds them: a deviation drawn at random is scaled alike on every engine.
+
+    Nothing where they are integers and booleans only, on which engines agree: XLA would compile them for nothing.
+    """
+    if not any(jnp.issubdtype(aval.dtype, jnp.inexact) for step in steps for aval in step.equation.outputs):
         return {}
     slots = [slot for step in steps for slot in step.outputs]
 
