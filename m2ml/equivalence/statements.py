@@ -46,9 +46,9 @@ class Read:
     def get(self, values: Values, inputs: Values) -> Any:
         x = converted(values[self.index], self.dtype)
         if self.bounded and is_float(self.dtype):
-            x = lax.div(x, lax.add(lax.abs(x), jnp.ones((), self.dtype)))
+            x = lax.div(x, lax.add(lax.abs(x), np.ones((), self.dtype)))
         if self.finite and jnp.issubdtype(self.dtype, np.inexact):
-            x = jnp.where(jnp.isfinite(x), x, jnp.zeros((), self.dtype))
+            x = jnp.where(jnp.isfinite(x), x, np.zeros((), self.dtype))
         return reshaped(x, self.shape, turned=self.turned)
 
 
@@ -61,8 +61,8 @@ class Mixed:
 
     def get(self, values: Values, inputs: Values) -> Any:
         x, moved = self.own.get(values, inputs), self.read.get(values, inputs)
-        one = jnp.ones((), self.read.dtype)
-        return lax.mul(x, lax.add(one, lax.mul(jnp.asarray(2**-7, one.dtype), lax.sin(moved))))
+        one = np.ones((), self.read.dtype)
+        return lax.mul(x, lax.add(one, lax.mul(np.asarray(2**-7, one.dtype), lax.sin(moved))))
 
 
 Argument = Own | Read | Mixed
@@ -73,7 +73,7 @@ def converted(x: Any, dtype: Any) -> Any:
     if x.dtype == dtype:
         return x
     if dtype == np.bool_:
-        return lax.ne(x, jnp.zeros((), x.dtype))
+        return lax.ne(x, np.zeros((), x.dtype))
     x = lax.real(x) if is_complex(x.dtype) and not is_complex(dtype) else x
     return lax.convert_element_type(x, dtype)
 
@@ -83,7 +83,7 @@ def reshaped(x: Any, shape: Sequence[int], *, turned: bool = False) -> Any:
     size, flat = math.prod(shape), lax.reshape(x, (x.size,)) if x.ndim != 1 else x
     flat = lax.rev(flat, (0,)) if turned else flat
     if not x.size and size:
-        flat = lax.pad(flat, jnp.zeros((), x.dtype), [(0, size, 0)])
+        flat = lax.pad(flat, np.zeros((), x.dtype), [(0, size, 0)])
     elif x.size < size:
         rows = -(-size // x.size)
         flat = lax.reshape(lax.broadcast_in_dim(flat, (rows, x.size), (1,)), (rows * x.size,))
