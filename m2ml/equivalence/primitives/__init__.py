@@ -6,6 +6,7 @@ Needs hypothesis (the extra ``m2ml[kit]``).
 from m2ml.equivalence.primitives.cases import CASES as CASES
 from m2ml.equivalence.primitives.cases import Case as Case
 from m2ml.equivalence.primitives.cases import covers as covers
+from m2ml.equivalence.primitives.cases import examples as examples
 from m2ml.equivalence.primitives.cases import load as load
 from m2ml.equivalence.primitives.check import check as check
 from m2ml.equivalence.primitives.check import primitives as primitives

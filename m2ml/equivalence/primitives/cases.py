@@ -7,7 +7,9 @@ import unittest
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import hypothesis
 import jax
+from hypothesis import strategies as st
 from jax import lax
 
 from m2ml.equivalence.primitives.values import Array, Draw
@@ -46,3 +48,23 @@ def load() -> dict[str, Generator]:
     for family in FAMILIES:
         importlib.import_module(f"m2ml.equivalence.primitives.{family}")
     return CASES
+
+
+#: A search by hypothesis changes earlier examples, instead of drawing new ones, once it has had this many.
+FRESH = 10
+
+
+def examples(run: Callable[[Draw], None], count: int, *, seed: int = 0) -> None:
+    """Call ``run(draw)`` for ``count`` cases that owe little to each other; a failing one is shrunk as ever.
+
+    In one long search most cases repeat parts of earlier ones, down to their dtypes and shapes, so there are several.
+    """
+    for begin in range(0, count, FRESH):
+
+        @hypothesis.seed(f"{seed} {begin}")
+        @hypothesis.settings(max_examples=min(FRESH, count - begin), database=None)
+        @hypothesis.given(st.data())
+        def search(data: Any) -> None:
+            run(data.draw)
+
+        search()

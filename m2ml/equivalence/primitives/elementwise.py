@@ -80,7 +80,10 @@ def rounding(draw: Draw, name: str) -> Case:
 def unary_number(draw: Draw, name: str) -> Case:
     unsigned = UNSIGNED if name != "abs" else ()
     dtype = dtype_among(draw, *FLOATS, *SIGNED, *unsigned, *COMPLEX)
-    return public(name), [array(draw, shapes(draw), dtype, finite=dtype == "complex64")]
+    x = array(draw, shapes(draw), dtype, finite=dtype == "complex64")
+    if name in ("abs", "sign") and dtype == "complex64":  # the squares of large and small parts are out of range
+        x = x * np.complex64(one_of(draw, 1.0, 1e25, 1e-25))
+    return public(name), [x]
 
 
 @covers("not", "population_count", "clz")
@@ -183,11 +186,14 @@ def select_n(draw: Draw, name: str) -> Case:
 
 @covers("convert_element_type")
 def convert(draw: Draw, name: str) -> Case:
-    source, target = dtype_among(draw, *EVERY), dtype_among(draw, *EVERY)
-    target = "int32" if target == source else target
-    if source == "complex64" and target != "bool":
-        return lambda x: jax.lax.convert_element_type(lax.real(x), target), [array(draw, shapes(draw), source)]
-    return lambda x: lax.convert_element_type(x, jnp.dtype(target)), [array(draw, shapes(draw), source)]
+    source = dtype_among(draw, *EVERY)
+    x = array(draw, shapes(draw), source)
+    if source in FLOATS and draw(st.booleans()):  # numbers in the middle between two of a narrower dtype
+        x = np.where(np.isfinite(x), np.rint(x.astype(np.float64)) + 0.5, x).astype(x.dtype)
+    targets = [jnp.dtype(dtype_among(draw, *(d for d in EVERY if d != source))) for _ in range(3)]
+    if source == "complex64":  # to a real number goes the real part only, with a warning
+        return lambda x: [lax.convert_element_type(x if t.kind == "b" else lax.real(x), t) for t in targets], [x]
+    return lambda x: [lax.convert_element_type(x, t) for t in targets], [x]
 
 
 @covers("bitcast_convert_type")

@@ -48,15 +48,15 @@ def dynamic_slices(draw: Draw, name: str) -> Case:
 def _numbers(draw: Draw):
     """Operand shape, index batch, window sizes and the roles of axes: collapsed, indexed, paired with a batch axis."""
     rank = draw(st.integers(1, 4))
-    batch = [one_of(draw, 0, 1, 2, 3) for _ in range(draw(st.integers(0, 2)))]
-    shape = [one_of(draw, 1, 2, 3, 5) for _ in range(rank)]
+    batch = list(shape_of(draw, 0, 2, (0, 1, 3, 7)))
+    shape = list(shape_of(draw, rank, rank, (1, 2, 3, 5)))
     paired = [d for d in range(rank) if draw(st.integers(0, 3)) == 0][: len(batch)]
     partners = draw(st.permutations(range(len(batch))))[: len(paired)]
     for axis, partner in zip(paired, partners, strict=True):
         shape[axis] = batch[partner]
     sizes = [min(1, n) if d in paired else draw(st.integers(min(1, n), n)) for d, n in enumerate(shape)]
     collapsed = [d for d in range(rank) if d not in paired and sizes[d] == 1 and draw(st.booleans())]
-    indexed = [d for d in draw(st.permutations(range(rank))) if d not in paired and draw(st.booleans())]
+    indexed = [d for d in draw(st.permutations(range(rank))) if d not in paired and draw(st.integers(0, 3))]
     kept = [d for d in range(rank) if d not in paired and d not in collapsed]
     offsets = sorted(draw(st.permutations(range(len(kept) + len(batch))))[: len(kept)])
     return shape, batch, sizes, kept, offsets, tuple(collapsed), tuple(indexed), (tuple(paired), tuple(partners))

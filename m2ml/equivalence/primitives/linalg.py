@@ -13,7 +13,7 @@ linalg = lax.linalg
 
 
 def _matrix(draw: Draw, *, square: bool = False, complex_too: bool = True) -> np.ndarray:
-    """A well-conditioned matrix, with batch axes or none: its singular values lie between 1 and 3."""
+    """Well-conditioned matrices, batched or not: singular values from 0.9 to 3.1, times the number in the batch."""
     batch = one_of(draw, (), (2,), (0,), (1, 2))
     rows = one_of(draw, 1, 2, 3, 5)
     columns = rows if square else one_of(draw, 1, 2, 3, 5)
@@ -22,7 +22,8 @@ def _matrix(draw: Draw, *, square: bool = False, complex_too: bool = True) -> np
     if complex_too and draw(st.booleans()):
         x = x + 1j * rng.standard_normal(x.shape)
     u, s, v = np.linalg.svd(x, full_matrices=False)
-    values = np.broadcast_to(np.linspace(3.0, 1.0, s.shape[-1]), s.shape)
+    numbers = 1 + np.arange(np.prod(batch, dtype=int), dtype=float).reshape((*batch, 1))
+    values = numbers * np.linspace(3.1, 0.9, s.shape[-1])
     x = u * values[..., None, :] @ v
     return x.astype(np.complex64 if x.dtype.kind == "c" else np.float32)
 
@@ -86,13 +87,17 @@ def householder_product(draw: Draw, name: str) -> Case:
 
 @covers("eigh")
 def eigh(draw: Draw, name: str) -> Case:
-    """Eigenvalues 1, 2, 3, ... apart, so that the eigenvectors are well-conditioned."""
+    """Eigenvalues 1.1, 2.2, 3.3, ...: apart, so that the eigenvectors are well-conditioned.
+
+    The triangle that is not read holds other numbers.
+    """
     x = _matrix(draw, square=True)
     q, _ = np.linalg.qr(x)
-    values = np.arange(1.0, x.shape[-1] + 1)
+    values = 1.1 * np.arange(1.0, x.shape[-1] + 1)
     a = (q * values) @ np.conj(np.swapaxes(q, -1, -2))
     lower = draw(st.booleans())
-    return lambda a: linalg.eigh(a, lower=lower), [a.astype(x.dtype)]
+    unread = np.triu(a, 1) if lower else np.tril(a, -1)
+    return lambda a: linalg.eigh(a, lower=lower, symmetrize_input=False), [(a + unread).astype(x.dtype)]
 
 
 @covers("eig")

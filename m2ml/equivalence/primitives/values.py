@@ -24,7 +24,7 @@ EVERY = NUMBERS + BOOL
 
 #: Few, so that XLA compiles each primitive a few times only: 0-d, empty, one, primes, and up to four axes. Large ones
 #: hold many special values, so they come more often.
-SHAPES = ((), (0,), (7,), (257,), (257,), (17, 5), (17, 5), (2, 0, 3), (1, 7, 1), (2, 1, 3, 5))
+SHAPES = ((257,), (17, 5), (7, 7), (257,), (17, 5), (2, 1, 3, 5), (1, 7, 1), (7,), (2, 0, 3), (0,), ())
 SIZES = (0, 1, 2, 3, 5, 7)
 
 
@@ -37,8 +37,20 @@ def shapes(draw: Draw) -> tuple[int, ...]:
 
 
 def shape_of(draw: Draw, least: int = 0, most: int = 4, sizes: Sequence[int] = SIZES) -> tuple[int, ...]:
-    """Any shape of ``least`` to ``most`` axes."""
-    return tuple(draw(st.lists(st.sampled_from(sizes), min_size=least, max_size=most)))
+    """Any shape of ``least`` to ``most`` axes.
+
+    Often the last two, or the first too, are equally long: a mix-up of axes then shows in no shape. Sometimes, where
+    ``sizes`` has 0, one axis is empty: more often would leave little to compare.
+    """
+    rank = draw(st.integers(least, most))
+    lengths = sorted((n for n in sizes if n), key=lambda n: n == 1)  # the first ones come more often
+    shape = [one_of(draw, *lengths) for _ in range(rank)]
+    if rank > 1 and draw(st.booleans()):
+        shape[-2] = shape[-1]
+        shape[0] = one_of(draw, shape[0], shape[-1])
+    if rank and 0 in sizes and draw(st.integers(0, 9)) == 9:
+        shape[draw(st.integers(0, rank - 1))] = 0
+    return tuple(shape)
 
 
 def one_of(draw: Draw, *options: Any) -> Any:
@@ -46,7 +58,7 @@ def one_of(draw: Draw, *options: Any) -> Any:
 
 
 def specials(dtype: np.dtype[Any], finite: bool, extreme: bool) -> Array:
-    """The values at which implementations go wrong. Subnormal numbers are left out: an engine may flush them."""
+    """The values at which implementations go wrong."""
     if dtype.kind == "b":
         return np.array([False, True])
     if dtype.kind in "iu":
@@ -55,14 +67,16 @@ def specials(dtype: np.dtype[Any], finite: bool, extreme: bool) -> Array:
     info = ml_dtypes.finfo(dtype)
     values = [0.0, -0.0, 1.0, -1.0, 0.5, 2.0, float(info.eps)]
     if extreme:
-        values += [float(info.tiny), -float(info.tiny), float(info.max), -float(info.max)]
+        tiny, largest, subnormal = float(info.tiny), float(info.max), float(info.smallest_subnormal)
+        values += [tiny, -tiny, largest, -largest, tiny / 2, -tiny / 4, subnormal]
     return np.array(values if finite else [*values, np.nan, np.inf, -np.inf], np.float64).astype(dtype)
 
 
 def dtype_among(draw: Draw, *names: str) -> str:
-    """One of these dtypes; half of the time a float where there is one, since there most can go wrong."""
-    floats = [name for name in names if name in FLOATS]
-    return one_of(draw, *(floats if floats and draw(st.booleans()) else names))
+    """One of these dtypes: often float32, where most can go wrong, or integers too large for it."""
+    floats = [name for name in ("float32", *FLOATS) if name in names]
+    words = [name for name in ("int32", "uint32") if name in names]
+    return one_of(draw, *one_of(draw, *(group for group in (floats, floats, words, names) if group)))
 
 
 def array(
@@ -112,8 +126,7 @@ def array_from(
         plain = _within(rng, shape, dtype, low, high)
         pool = pool[_inside(pool.astype(np.float64), low, high)]
     chosen = rng.choice(pool, shape) if pool.size else plain
-    flushed = np.where(rng.random(shape) < 0.25, chosen, plain).astype(dtype)
-    return flushed if dtype.kind in "biu" else _without_subnormals(flushed)
+    return np.where(rng.random(shape) < 0.25, chosen, plain).astype(dtype)
 
 
 def _integers(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -141,8 +154,3 @@ def _inside(pool: Array, low: float | None, high: float | None) -> Array:
     if high is not None:
         inside &= ~(pool > high)
     return inside
-
-
-def _without_subnormals(x: Array) -> Array:
-    tiny = float(ml_dtypes.finfo(x.dtype).tiny)
-    return np.where(np.abs(x.astype(np.float64)) < tiny, np.zeros_like(x), x)

@@ -159,11 +159,11 @@ def _bessel(order: int) -> Function:
         near, middle, far = _bessel_series(order)
         size = mx.abs(x)
         inner = _chebyshev(mx.minimum(size, 2.0) - 1, near)
-        inner = inner * size if order else inner
+        inner = inner * x if order else inner
         between = _chebyshev((mx.clip(size, 2.0, 8.0) - 5) / 3, middle)
         outer = _chebyshev(16 / mx.maximum(size, 8.0) - 1, far) / mx.sqrt(size)
-        out = mx.where(size <= 2, inner, mx.where(size <= 8, between, outer))
-        return mx.where(x < 0, -out, out) if order else out
+        beyond = mx.where(size <= 8, between, outer)
+        return mx.where(size <= 2, inner, mx.where(x < 0, -beyond, beyond) if order else beyond)
 
     return function
 
