@@ -111,7 +111,8 @@ class Op:
         try:
             bound = self.signature.bind(*args, **static)
         except TypeError as error:
-            raise TypeError(f"{self.name}: {error}; its signature is {self.name}{self.signature}") from None
+            plain = [p.replace(annotation=p.empty) for p in self.signature.parameters.values()]
+            raise TypeError(f"{self.name}: {error}; its signature is {self.name}{inspect.Signature(plain)}") from None
         bound.apply_defaults()
         return bound
 

@@ -79,7 +79,8 @@ def _checked(
     gradients: Any, mu: Any, nu: Any, params: Any, count: Any, learning_rate: Any, decayed: tuple[bool, ...] | None
 ) -> tuple[bool, ...]:
     """Which leaves decay, once the arguments are found to fit together."""
-    paths, tree = jax.tree_util.tree_flatten_with_path(params)
+    paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    tree: Any = jax.tree.structure(params)
     for name, other in (("gradients", gradients), ("mu", mu), ("nu", nu)):
         same = jax.tree.structure(other) == tree
         require(_NAME, same, f"{name} has the structure {jax.tree.structure(other)} but params has {tree}")
@@ -145,26 +146,25 @@ def _tree(seed: int, scale: float = 1.0) -> dict[str, Any]:
 @adamw_update.give_samples
 def samples() -> Iterator[Sample]:
     rate, empty = np.float32(0.01), normal((0, 2))
-    for i, static in enumerate(
-        [
-            {},
-            {"apply": True},
-            {"b1": 0.5},
-            {"b2": 0.9},
-            {"eps": 0.1},
-            {"eps_root": 0.3},
-            {"weight_decay": 0.0},
-            {"weight_decay": 0.5},
-            {"weight_decay": 0.5, "decayed": (False, True, True)},
-            {"apply": True, "weight_decay": 0.1, "decayed": (True, False, False)},
-        ]
-    ):
+    cases: list[dict[str, Any]] = [
+        {},
+        {"apply": True},
+        {"b1": 0.5},
+        {"b2": 0.9},
+        {"eps": 0.1},
+        {"eps_root": 0.3},
+        {"weight_decay": 0.0},
+        {"weight_decay": 0.5},
+        {"weight_decay": 0.5, "decayed": (False, True, True)},
+        {"apply": True, "weight_decay": 0.1, "decayed": (True, False, False)},
+    ]
+    for i, static in enumerate(cases):
         nu = jax.tree.map(np.square, _tree(30 + i))
         trees = (_tree(10 * i), _tree(20 + i), nu, _tree(40 + i))
         yield Sample(f"{static}, step {3 * i}", (*trees, np.int32(3 * i), rate), static)
     for n in (1, 7, 33, 257):
-        trees = tuple(normal((n,), n + i) for i in range(4))
-        yield Sample(f"{n} numbers", (*trees[:2], np.square(trees[2]), trees[3], np.int32(n), np.float32(0.3)))
+        g, mu, squares, p = (normal((n,), n + i) for i in range(4))
+        yield Sample(f"{n} numbers", (g, mu, np.square(squares), p, np.int32(n), np.float32(0.3)))
     zeros = jax.tree.map(np.zeros_like, _tree(0))
     yield Sample("first step", (_tree(50), zeros, zeros, _tree(53), np.int32(0), rate))
     yield Sample("small gradients", (_tree(54, 1e-6), zeros, zeros, _tree(57), np.int32(0), rate))

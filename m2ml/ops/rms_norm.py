@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2ml.op import Sample, op
+from m2ml.ops.arguments import require_floating
 from m2ml.ops.inputs import rows
 
 Array = jax.Array
@@ -20,8 +21,10 @@ def rms_norm(x: Array, weight: Array | None = None, /, *, eps: float = 1e-6) -> 
     """``x / sqrt(mean(x**2) + eps) * weight`` over the last axis (Zhang and Sennrich, 2019).
 
     ``x`` is ``[*b, n]``, ``weight`` ``[n]`` or None for ones; the result has ``x``'s shape and dtype. Half precision
-    is worked out in float32 and rounded once. ``eps`` is added to the mean of squares.
+    is worked out in float32 and rounded once. ``eps`` is added to the mean of squares. Raises TypeError where an array
+    is not floating.
     """
+    require_floating("rms_norm", x=x, weight=weight)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     normal = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (normal if weight is None else normal * weight.astype(wide.dtype)).astype(x.dtype)

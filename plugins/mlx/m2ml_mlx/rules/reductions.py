@@ -217,6 +217,8 @@ def _position(equation: Equation, x: mx.array, pick: Any, extreme: Callable[[mx.
     (axis,) = equation.params["axes"]
     if is_complex(x):
         raise unsupported(equation, "complex numbers have no order in MLX")
+    if x.size == 0:
+        return mx.zeros(equation.shape, out_dtype(equation))
     if is_float(x):
         key = total_order(x + 0.0)  # -0 + 0 is 0: zeros of either sign are equal
         x = mx.where(mx.isnan(x), constant_like(key, extreme(key.dtype)), key)
