@@ -52,7 +52,7 @@ def command(
         from m2ml.equivalence.conformance import Subject, as_json, support_table
         from m2ml.plugins import registry
 
-        faulthandler.enable(sys.__stderr__)
+        faulthandler.enable(sys.__stderr__ or 2)
         subject = Subject(registry.get(backend), examples, timeout)
         results = _run(subject, part or ())
         if json_file:

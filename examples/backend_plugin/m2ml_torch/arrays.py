@@ -45,7 +45,8 @@ def torch_dtype(dtype: Any) -> torch.dtype:
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    return _TO_NUMPY[dtype]
+    found: np.dtype[Any] = _TO_NUMPY[dtype]
+    return found
 
 
 def from_host(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:

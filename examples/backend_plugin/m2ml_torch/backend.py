@@ -19,7 +19,7 @@ class TorchBackend(m2ml.InterpreterBackend):
 
     name = "torch"
     rules = rules
-    gaps = GAPS
+    gaps: Sequence[m2ml.Gap] = GAPS
     array_type = torch.Tensor
 
     def __init__(self) -> None:

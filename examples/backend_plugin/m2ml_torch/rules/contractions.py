@@ -56,4 +56,4 @@ def conv_general_dilated(equation: m2ml.Equation, x: torch.Tensor, w: torch.Tens
         return torch.zeros(equation.shape, dtype=out_dtype(equation), device=x.device)
     convolve = _CONVOLUTIONS[w.ndim - 2]
     out = convolve(x, w, stride=params["window_strides"], dilation=params["rhs_dilation"], groups=groups)
-    return out.permute(order)
+    return out.permute(order).to(out_dtype(equation))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import m2ml
-from m2ml_torch.arrays import torch_dtype
+from m2ml_torch.arrays import torch_dtype, wide
 from m2ml_torch.rules.table import counts, function, moves, out_dtype, rules
 
 for _name, _compute in {
@@ -85,7 +85,7 @@ def multiply_add(equation: m2ml.Equation, x: torch.Tensor, y: torch.Tensor, z: t
 
 @counts("neg")
 def neg(equation: m2ml.Equation, x: torch.Tensor) -> torch.Tensor:
-    return torch.neg(x)
+    return torch.view_as_complex(-torch.view_as_real(x)) if x.is_complex() else -x
 
 
 @counts("abs")
@@ -252,8 +252,21 @@ def infinity(dtype: Any, *, least: bool) -> Any:
     """The identity of max, or of min, in a NumPy dtype."""
     native = torch_dtype(dtype)
     if native == torch.bool:
-        return not least  # False is least
+        return not least
     if native.is_floating_point:
         return -math.inf if least else math.inf
     info = torch.iinfo(native)
     return info.min if least else info.max
+
+
+def total_order(x: torch.Tensor) -> torch.Tensor:
+    """Integers in the order -NaN < -inf < ... < -0 < 0 < ... < inf < NaN; floats of 32 bits at most."""
+    if not x.is_floating_point():
+        return wide(x)
+    bits = x.float().view(torch.int32)
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def in_total_order(keys: torch.Tensor) -> torch.Tensor:
+    """`total_order` undone: float32."""
+    return torch.where(keys < 0, keys ^ 0x7FFFFFFF, keys).view(torch.float32)

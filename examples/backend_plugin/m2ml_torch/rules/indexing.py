@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 import torch
 
 import m2ml
-from m2ml_torch.arrays import wide
-from m2ml_torch.rules.elementwise import infinity
+from m2ml_torch.arrays import from_host, signed, wide
+from m2ml_torch.rules.elementwise import in_total_order, infinity, total_order
 from m2ml_torch.rules.table import counts, moves, rules
 
 Tensors = Sequence[torch.Tensor]
@@ -58,15 +58,12 @@ def _place(batch_ndim: int, offset_dims: Sequence[int], ndim: int) -> list[int]:
     return [offsets[i] if i in offsets else next(rest) for i in range(ndim)]
 
 
-def _fill_value(equation: m2ml.Equation) -> Any:
+def _fill(equation: m2ml.Equation, device: torch.device) -> torch.Tensor:
+    """What stands for a window out of range: NaN, the greatest unsigned or the least signed integer, or True."""
     value, kind = equation.params["fill_value"], equation.dtype.kind
-    if value is not None:
-        return value
-    if kind == "b":
-        return True
-    if kind == "i":
-        return infinity(equation.dtype, least=True)
-    return -1 if equation.dtype.itemsize in (2, 4) and kind == "u" else 255 if kind == "u" else math.nan
+    if value is None:
+        value = infinity(equation.dtype, least=kind == "i") if kind in "bui" else math.nan
+    return signed(from_host(np.array(value, equation.dtype), device))
 
 
 @moves("gather")
@@ -84,7 +81,7 @@ def gather(equation: m2ml.Equation, operand: torch.Tensor, indices: torch.Tensor
         windows = operand.expand(batch)
     if equation.params["mode"].name == "FILL_OR_DROP" and operand.ndim:
         known = _inside(starts, operand.shape, sizes).reshape(*batch, *[1] * operand.ndim)
-        windows = torch.where(known, windows, torch.tensor(_fill_value(equation), dtype=operand.dtype))
+        windows = torch.where(known, windows, _fill(equation, operand.device))
     dropped = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     kept = [size for axis, size in enumerate(sizes) if axis not in dropped]
     return windows.reshape(*batch, *kept).permute(_place(len(batch), numbers.offset_dims, len(equation.shape)))
@@ -129,20 +126,38 @@ def scatter(equation: m2ml.Equation, *tensors: torch.Tensor) -> torch.Tensor:
     return result.reshape(equation.shape)
 
 
-def _define_scatter(kind: str, reduce: str) -> None:
+def _define_sum(kind: str, sign: int) -> None:
+    @moves(f"scatter_{kind}")
+    def rule(equation: m2ml.Equation, *tensors: torch.Tensor) -> torch.Tensor:
+        targets, values = _plan(equation, *tensors)
+        return tensors[0].clone().reshape(-1).index_add_(0, targets, values, alpha=sign).reshape(equation.shape)
+
+
+_define_sum("add", 1)
+_define_sum("sub", -1)
+
+
+@counts("scatter_mul")
+def scatter_mul(equation: m2ml.Equation, *tensors: torch.Tensor) -> torch.Tensor:
+    targets, values = _plan(equation, *tensors)
+    return tensors[0].clone().reshape(-1).scatter_reduce_(0, targets, values, "prod").reshape(equation.shape)
+
+
+def _define_extreme(kind: str, last: float) -> None:
+    """As integers in the total order, where 0 is larger than -0, and NaN, ``last``, beyond everything else."""
+
     @counts(f"scatter_{kind}")
     def rule(equation: m2ml.Equation, *tensors: torch.Tensor) -> torch.Tensor:
         targets, values = _plan(equation, *tensors)
-        result = tensors[0].clone().reshape(-1)
-        if reduce == "sum":
-            result.index_add_(0, targets, values, alpha=-1 if kind == "sub" else 1)
-        else:
-            result.scatter_reduce_(0, targets, values, reduce)
-        return result.reshape(equation.shape)
+        operand, floating = tensors[0].reshape(-1), values.is_floating_point()
+        if floating:
+            operand, values = (total_order(torch.where(x == x, x, last)) for x in (operand, values))
+        result = operand.clone().scatter_reduce_(0, targets, values, f"a{kind}").reshape(equation.shape)
+        return in_total_order(result) if floating else result
 
 
-for _kind, _reduce in {"add": "sum", "sub": "sum", "mul": "prod", "min": "amin", "max": "amax"}.items():
-    _define_scatter(_kind, _reduce)
+_define_extreme("max", math.nan)
+_define_extreme("min", -math.nan)
 
 
 def _corner(equation: m2ml.Equation, shape: Sequence[int], sizes: Sequence[int], starts: Tensors) -> tuple[slice, ...]:

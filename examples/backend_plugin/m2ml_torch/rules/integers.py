@@ -17,7 +17,7 @@ def not_(equation: m2ml.Equation, x: torch.Tensor) -> torch.Tensor:
 
 
 def _width(equation: m2ml.Equation) -> int:
-    return 8 * equation.inputs[0].dtype.itemsize
+    return 8 * int(equation.inputs[0].dtype.itemsize)
 
 
 def _counts(equation: m2ml.Equation, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

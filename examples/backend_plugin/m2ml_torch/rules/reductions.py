@@ -9,7 +9,7 @@ import torch
 
 import m2ml
 from m2ml_torch.arrays import HALVES, signed, wide
-from m2ml_torch.rules.elementwise import infinity
+from m2ml_torch.rules.elementwise import infinity, total_order
 from m2ml_torch.rules.table import counts, moves, out_dtype, rules
 
 
@@ -105,15 +105,6 @@ def sort(equation: m2ml.Equation, *operands: torch.Tensor) -> list[torch.Tensor]
     return [y.view(x.dtype) for x, y in zip(operands, taken, strict=True)]
 
 
-def _total_order(x: torch.Tensor) -> torch.Tensor:
-    """Integers in the order -NaN < -inf < ... < -0 < 0 < ... < inf < NaN."""
-    if not x.is_floating_point():
-        return wide(x)
-    x = x.float()
-    bits = x.view(torch.int32)
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-
-
 @rules.define("top_k")
 def top_k(equation: m2ml.Equation, x: torch.Tensor) -> list[torch.Tensor]:
     """The largest in falling order and where they stand; of equals the first comes first."""
@@ -121,5 +112,5 @@ def top_k(equation: m2ml.Equation, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _largest(equation: m2ml.Equation, x: torch.Tensor, k: int, axis: int) -> list[torch.Tensor]:
-    order = torch.sort(_total_order(x), dim=axis, descending=True, stable=True).indices.narrow(axis, 0, k)
+    order = torch.sort(total_order(x), dim=axis, descending=True, stable=True).indices.narrow(axis, 0, k)
     return [torch.take_along_dim(signed(x), order, axis).view(x.dtype), order.to(out_dtype(equation, 1))]

@@ -48,6 +48,8 @@ _PREFER = {"ge": torch.ge, "le": torch.le, "gt": torch.gt, "lt": torch.lt}
 @rules.define("select_and_scatter_add")
 def select_and_scatter_add(equation: m2ml.Equation, source: torch.Tensor, operand: torch.Tensor) -> torch.Tensor:
     """Each window's source is added where the window's selected element, the first of equals, stands."""
+    if not operand.numel() or not source.numel():
+        return torch.zeros_like(operand)
     prefer, params = _PREFER[equation.params["select_prim"].name], equation.params
     indices = torch.arange(operand.numel(), device=operand.device).reshape(operand.shape)
     views = _windows(_padded(indices, -1, params), params, source.shape).reshape(*source.shape, -1)
