@@ -84,7 +84,7 @@ def gather(equation: m2ml.Equation, operand: torch.Tensor, indices: torch.Tensor
         windows = torch.where(known, windows, _fill(equation, operand.device))
     dropped = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     kept = [size for axis, size in enumerate(sizes) if axis not in dropped]
-    return windows.reshape(*batch, *kept).permute(_place(len(batch), numbers.offset_dims, len(equation.shape)))
+    return windows.reshape((*batch, *kept)).permute(_place(len(batch), numbers.offset_dims, len(equation.shape)))
 
 
 def unsigned(equation: m2ml.Equation, operand: int, indices: torch.Tensor) -> torch.Tensor:
