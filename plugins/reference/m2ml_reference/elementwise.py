@@ -40,7 +40,6 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "floor": np.floor,
     "exp": np.exp,
     "exp2": np.exp2,
-    "expm1": np.expm1,
     "log": np.log,
     "log1p": np.log1p,
     "log2": np.log2,
@@ -74,6 +73,15 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 
 for _name, _function in _PLAIN.items():
     _plain(_name, _function)
+
+
+@rules.define("expm1")
+def expm1(equation: Equation, x: Array) -> Array:
+    """Of a complex number on the real axis it is on the real axis; NumPy makes a NaN of it where it overflows."""
+    y = np.asarray(np.expm1(x))
+    if np.iscomplexobj(x):
+        y.imag = np.where(x.imag == 0, x.imag, y.imag)
+    return y
 
 
 @rules.define("mul")

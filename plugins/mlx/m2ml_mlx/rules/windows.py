@@ -50,7 +50,7 @@ class Windows:
     def element(self, padded: mx.array, offset: Sequence[int]) -> mx.array:
         """The element at ``offset`` of every window: a strided view."""
         counts = self.counts(padded.shape)
-        limits = [o + (n - 1) * s + 1 for o, n, s in zip(offset, counts, self.strides, strict=True)]
+        limits = [max(o, o + (n - 1) * s + 1) for o, n, s in zip(offset, counts, self.strides, strict=True)]
         return take_slice(padded, offset, limits, self.strides)
 
 
