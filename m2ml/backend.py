@@ -63,7 +63,12 @@ class Gap:
 
 @runtime_checkable
 class Backend(Protocol):
-    """An engine. Subclass `m2ml.InterpreterBackend` or `m2ml.XlaBackend` to get most of it for free."""
+    """An engine. Subclass `m2ml.InterpreterBackend` or `m2ml.XlaBackend` to get most of it for free.
+
+    Optional: ``array_type``, the type of its arrays where they have ``shape`` and a hashable ``dtype``, makes calls
+    cheaper; ``dtype_of(array)`` gives an array's NumPy dtype without a copy; ``explain(program)`` gives sentences for
+    `m2ml.Jitted.explain`; ``jit(jitted)`` takes over the dispatch of a ``jax.jit`` function.
+    """
 
     name: str
     gaps: Sequence[Gap]
