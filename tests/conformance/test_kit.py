@@ -1,10 +1,12 @@
 """The conformance kit: our backends pass it, a broken one fails with the right line, gaps are strict both ways."""
 
+import ast
 import json
 import subprocess
 import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -334,3 +336,19 @@ def test_an_ordinary_run_imports_nothing_of_ours(tmp_path):
     )
     done = pytest_in(tmp_path, "-q")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# The example -----------------------------------------------------------------------------------------------
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "backend_plugin" / "m2ml_torch"
+
+
+def test_the_example_imports_the_public_package_only():
+    imported = set()
+    for file in EXAMPLE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module))
+    assert {name for name in imported if name.split(".")[0] == "m2ml"} == {"m2ml"}

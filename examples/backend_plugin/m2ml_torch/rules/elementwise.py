@@ -181,8 +181,7 @@ def minimum(equation: m2ml.Equation, x: torch.Tensor, y: torch.Tensor) -> torch.
 
 @counts("clamp")
 def clamp(equation: m2ml.Equation, low: torch.Tensor, x: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    raised = torch.as_tensor(maximum(equation, x, low.expand_as(x)))
-    return torch.as_tensor(minimum(equation, raised, high.expand_as(x)))
+    return minimum(equation, maximum(equation, x, low.expand_as(x)), high.expand_as(x))
 
 
 @counts("is_finite")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,7 +14,7 @@ from m2ml_torch.arrays import HALVES, same_bits, signed, torch_dtype, wide
 #: Primitive name -> ``rule(equation, *tensors)``.
 rules = m2ml.Rules()
 
-Rule = Callable[..., Any]
+Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 
 def out_dtype(equation: m2ml.Equation, index: int = 0) -> torch.dtype:
