@@ -50,10 +50,16 @@ def widen(array: Any) -> Array:
     return np.asarray(array.astype(wide(array.dtype), copy=False))
 
 
+@functools.cache
+def _is_extension(dtype: np.dtype[Any]) -> bool:
+    """Whether ``dtype`` is a floating type of ml_dtypes, whose own conversion from float64 rounds twice."""
+    return is_float(dtype) and (dtype.kind != "f" or dtype.name.startswith("bfloat"))
+
+
 def narrow(array: Array, dtype: Any) -> Array:
     """A new array of ``dtype``: floats rounded once, to nearest even."""
     dtype = np.dtype(dtype)
-    if (is_float(dtype) and dtype.kind != "f") or dtype.name.startswith("bfloat"):
+    if _is_extension(dtype):
         array = round_to_dtype(array, dtype)
     with np.errstate(all="ignore"):
         return np.array(array, dtype=dtype)

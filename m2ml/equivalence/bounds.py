@@ -8,7 +8,9 @@ moved by its error scale in a random direction; the spread of the results is the
 
 from __future__ import annotations
 
+import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +21,8 @@ import numpy as np
 from m2ml import compat
 from m2ml.control import CONTROL_FLOW
 from m2ml.equivalence.functions import FUNCTION_UNITS, function_scale
+from m2ml.equivalence.moves import blocks, move
 from m2ml.interpreter import Equation
-from m2ml.precision import narrow, widen
 
 Array = np.ndarray[Any, Any]
 
@@ -29,6 +31,12 @@ RUNS = 4
 
 #: A result may be this many times the measured spread away: the spread of a few runs underestimates the worst case.
 FACTOR = 8.0
+
+#: Most bytes of error scales that are kept from one perturbed run to the next.
+REMEMBERED = 1 << 28
+
+#: Elements whose median spread stands for that of an output; a median needs no more.
+SAMPLE = 1 << 16
 
 #: Primitives whose result is one of their operands' values, or exact by IEEE 754: they add no rounding error.
 EXACT = frozenset(
@@ -55,6 +63,7 @@ SUMS = frozenset(
 )
 
 
+@functools.cache
 def unit(dtype: Any) -> float:
     """Largest relative error of rounding to ``dtype``: half the gap above 1; 0 for integers and booleans."""
     dtype = np.dtype(dtype)
@@ -69,6 +78,7 @@ def real_dtype(dtype: Any) -> np.dtype[Any]:
     return np.empty(0, dtype).real.dtype if dtype.kind == "c" else dtype
 
 
+@functools.cache
 def tiny(dtype: Any) -> float:
     """Smallest normal number of a floating dtype: below it an engine may flush to zero."""
     return float(ml_dtypes.finfo(real_dtype(dtype)).tiny)
@@ -170,6 +180,42 @@ def _sum_scale(
         return np.asarray(growth * np.maximum(np.where(np.isfinite(size), size, 0.0), rms))
 
 
+class Scales:
+    """Error scales that were worked out in one perturbed run, for the next ones: they differ by roundings only.
+
+    Kept are those that cost more than a pass over the result, up to `REMEMBERED` bytes; `again` begins another run.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[Equation, list[Array | None]]] = {}
+        self._calls: Counter[int] = Counter()
+        self._bytes = 0
+
+    def again(self) -> None:
+        """The next calls are those of another run of the same program."""
+        self._calls.clear()
+
+    def of(
+        self,
+        equation: Equation,
+        inputs: Sequence[Array],
+        outputs: Sequence[Array],
+        rule: Callable[..., Sequence[Array]],
+    ) -> list[Array | None]:
+        """`error_scale`, or what it was when this equation ran the same number of times before."""
+        if equation.name in EXACT | ROUNDED:
+            return error_scale(equation, inputs, outputs, rule)
+        key = id(equation), self._calls[id(equation)]
+        self._calls[id(equation)] += 1
+        if key not in self._known:
+            scales = error_scale(equation, inputs, outputs, rule)
+            size = sum(s.nbytes for s in scales if s is not None)
+            if self._bytes + size > REMEMBERED:
+                return scales
+            self._known[key], self._bytes = (equation, scales), self._bytes + size
+        return self._known[key][1]
+
+
 @dataclass(frozen=True)
 class Perturbation:
     """Moves each equation's result by its error scale in a random direction: a hook for the reference engine.
@@ -183,14 +229,16 @@ class Perturbation:
     generator: np.random.Generator
     apply: Callable[[Equation, Sequence[Array]], Sequence[Array]]
     nearest: bool = False
+    scales: Scales | None = None
 
     def __call__(self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
         if self.nearest:
             inputs, outputs = self._flushed(equation, inputs, outputs)
-        scales = error_scale(equation, inputs, outputs, lambda *xs: self.apply(equation, xs))
+        scale = self.scales.of if self.scales else error_scale
+        scales = scale(equation, inputs, outputs, lambda *xs: self.apply(equation, xs))
         held = self.nearest and equation.name in ROUNDED
         each = zip(outputs, scales, equation.outputs, strict=True)
-        return [y if s is None else self._move(y, 0.0 if held else s, aval.dtype) for y, s, aval in each]
+        return [y if s is None else move(y, 0.0 if held else s, aval.dtype, self.generator) for y, s, aval in each]
 
     def _flushed(
         self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]
@@ -199,12 +247,6 @@ class Perturbation:
         if any(x is not y for x, y in zip(inputs, seen, strict=True)):
             outputs = self.apply(equation, seen)
         return seen, [flushed(y, aval.dtype) for y, aval in zip(outputs, equation.outputs, strict=True)]
-
-    def _move(self, output: Array, scale: Array | float, dtype: Any) -> Array:
-        draw = self.generator.random(output.shape, np.float32)
-        with np.errstate(all="ignore"):
-            moved = np.where(np.isfinite(output), output + np.where(draw < 0.5, draw - 1, draw) * scale, output)
-            return np.asarray(widen(narrow(moved, dtype)))
 
 
 @dataclass(frozen=True)
@@ -242,19 +284,38 @@ class Spread:
         if self.spread is None:
             self.unstable |= run != self.exact
             return
+        flat = [x.reshape(-1) for x in (run, self.exact, self.unstable, self.spread)]
+        for block in blocks(self.exact.size):
+            self._add(*(x[block] for x in flat))
+
+    @staticmethod
+    def _add(run: Array, exact: Array, unstable: Array, spread: Array) -> None:
         with np.errstate(all="ignore"):
-            distance = np.abs(run - self.exact)
-            same = (run == self.exact) | (np.isnan(run) & np.isnan(self.exact))
-        self.unstable |= ~same & ~np.isfinite(distance)
-        np.maximum(self.spread, np.where(same | ~np.isfinite(distance), 0.0, distance), out=self.spread)
+            distance = np.abs(run - exact)
+            if not np.isfinite(distance).all():
+                same = (run == exact) | (np.isnan(run) & np.isnan(exact))
+                unstable |= ~same & ~np.isfinite(distance)
+                distance = np.where(same | ~np.isfinite(distance), 0.0, distance)
+        np.maximum(spread, distance, out=spread)
 
     def bound(self) -> Bound:
         """The bound by the runs added so far."""
         if self.spread is None:
             return Bound(self.exact, np.zeros(self.exact.shape), self.unstable, self.dtype)
-        size = np.where(np.isfinite(self.exact), np.abs(self.exact), 0.0)
-        with np.errstate(all="ignore"):
-            relative = self.spread / size
-        typical = np.median(relative[np.isfinite(relative)]) if np.isfinite(relative).any() else 0.0
-        allowed = FACTOR * np.maximum(self.spread, typical * size) + 2 * unit(self.dtype) * size + tiny(self.dtype)
+        allowed, typical = np.empty(self.exact.shape), self._typical()
+        flat = [x.reshape(-1) for x in (self.exact, self.spread, allowed)]
+        for block in blocks(self.exact.size):
+            exact, spread, result = (x[block] for x in flat)
+            size = np.where(np.isfinite(exact), np.abs(exact), 0.0)
+            result[:] = FACTOR * np.maximum(spread, typical * size) + 2 * unit(self.dtype) * size + tiny(self.dtype)
         return Bound(self.exact, allowed, self.unstable, self.dtype)
+
+    def _typical(self) -> float:
+        """The median spread in units of the value, of at most `SAMPLE` elements evenly spaced."""
+        assert self.spread is not None
+        every = slice(None, None, max(self.exact.size // SAMPLE, 1))
+        exact = self.exact.reshape(-1)[every]
+        with np.errstate(all="ignore"):
+            relative = self.spread.reshape(-1)[every] / np.abs(exact)
+        relative = relative[np.isfinite(relative) & np.isfinite(exact)]
+        return float(np.median(relative)) if relative.size else 0.0

@@ -23,6 +23,9 @@ FUNCTION_UNITS = 8.0
 #: Roundings of the argument: ``exp2(x) = exp(x * log 2)`` rounds the constant and the product.
 ARGUMENT_UNITS = 2.0
 
+#: Below this size of the argument, a step of one rounding unit of any dtype is small for the functions named below.
+_MODERATE = 16.0
+
 #: The least relative step that float64 resolves well in a difference.
 _LEAST_STEP = 2.0**-26
 
@@ -88,6 +91,17 @@ _INTERMEDIATE: Mapping[str, Callable[..., Array]] = {
 }
 
 
+#: ``|x f'(x)|`` where it is cheaper than two more values of the function: how a value moves with its argument.
+_SENSITIVITY: Mapping[str, Callable[[Equation, Array, Array], Array]] = {
+    "integer_pow": lambda equation, x, y: abs(equation.params["y"]) * np.abs(y),
+    "exp": lambda equation, x, y: np.abs(x * y),
+    "log": lambda equation, x, y: np.ones(y.shape),
+    "logistic": lambda equation, x, y: np.abs(x * y * (1 - y)),
+    "rsqrt": lambda equation, x, y: np.abs(y) / 2,
+    "tanh": lambda equation, x, y: np.abs(x) * np.abs(1 - y * y),
+}
+
+
 def function_scale(
     equation: Equation, inputs: Sequence[Array], output: Array, u: float, rule: Callable[..., Array]
 ) -> Array:
@@ -103,6 +117,8 @@ def _sensitivity(
     equation: Equation, inputs: Sequence[Array], output: Array, u: float, rule: Callable[..., Array]
 ) -> Array:
     """How far the value moves when each argument moves by one rounding unit."""
+    if equation.name in _SENSITIVITY and np.max(np.abs(inputs[0]), initial=0.0) < _MODERATE:
+        return u * _finite(_SENSITIVITY[equation.name](equation, inputs[0], output))
     step = max(u, _LEAST_STEP)
     total = np.zeros(output.shape)
     for i, x in enumerate(inputs):

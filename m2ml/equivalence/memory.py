@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m2ml.control import CONTROL_FLOW
 from m2ml.cost import nbytes, peak_bytes
-from m2ml.equivalence.bounds import EXACT, ROUNDED, SUMS
+from m2ml.equivalence.bounds import EXACT, REMEMBERED, ROUNDED, SUMS
 from m2ml.errors import OutOfMemory
-from m2ml.interpreter import Equation
+from m2ml.interpreter import Code, Equation
 from m2ml.precision import wide
 from m2ml.program import Program
 
@@ -50,6 +51,12 @@ def _scratch(equation: Equation) -> int:
     return 4 * outputs if equation.name in EXACT | ROUNDED else inputs + 12 * outputs
 
 
+def _scales(code: Code) -> int:
+    """The error scales that are kept from run to run."""
+    kept = (e for e in code.equations() if e.name not in EXACT | ROUNDED | CONTROL_FLOW)
+    return sum(8 * math.prod(aval.shape) for equation in kept for aval in equation.outputs)
+
+
 def needed(program: Program, backends: int) -> Need:
     """What comparing ``program`` on so many backends takes; nothing is run."""
     code = program.code
@@ -58,7 +65,7 @@ def needed(program: Program, backends: int) -> Need:
     exact = sum(map(_wide_bytes, code.out_avals))
     spread = 9 * sum(outputs)  # float64, and one byte that says whether rounding decides
     largest = 8 * max(outputs, default=0)
-    reference = peak_bytes(code, _wide_bytes, _scratch) + exact + spread
+    reference = peak_bytes(code, _wide_bytes, _scratch) + exact + spread + min(REMEMBERED, _scales(code))
     judging = exact + spread + 8 * sum(outputs) + 8 * largest
     return Need(peak_bytes(code) + native, reference, judging, backends * native)
 
