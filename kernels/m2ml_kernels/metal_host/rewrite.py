@@ -16,7 +16,7 @@ from m2ml_kernels.metal_host.overloads import drop_merged_overloads
 _EMPTY_SPACES = {"device", "thread", "threadgroup", "kernel", "threadgroup_imageblock", "ray_data", "object_data"}
 _SWIZZLE = re.compile(r"[xyzw]{2,4}|[rgba]{2,4}")
 _COMPONENTS = {**dict(zip("xyzw", range(4), strict=True)), **dict(zip("rgba", range(4), strict=True))}
-_STATEMENT_ENDS = {";", "{", "}", ":", ""}  # the last: a statement that was rewritten already
+STATEMENT_ENDS = {";", "{", "}", ":", ""}  # the last: a statement that was rewritten already
 _ASSIGNING = {"=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "<<=", ">>=", "++", "--"}
 _UNSUPPORTED = re.compile(
     r"(?:texture|depth)(?:1d|2d|3d|cube|_buffer)\w*|sampler|tensor|tensor_\w+|cooperative_tensor|imageblock\w*"
@@ -47,7 +47,7 @@ def rewrite(
     _refuse_swizzle_members(tokens)
     drop_merged_overloads(tokens)
     if not instantiate:
-        _drop_instantiations(tokens)
+        drop_instantiations(tokens)
     _threadgroup_variables(tokens)
     _rewrite_tokens(tokens)
     return text_of(tokens)
@@ -79,7 +79,7 @@ def _directive(token: Token, find_header: FindHeader, instantiate: bool) -> str:
         return text
     body = tokenize(text, directives=False, line=token.line)
     if not instantiate:
-        _drop_instantiations(body)
+        drop_instantiations(body)
     _rewrite_tokens(body)
     return text_of(body)
 
@@ -97,7 +97,7 @@ def _include(name: str, angled: bool, line: int, find_header: FindHeader) -> str
     raise InvalidMetal(f"line {line}: the header {brackets[0]}{name}{brackets[1]} was not found")
 
 
-def _drop_instantiations(tokens: list[Token]) -> None:
+def drop_instantiations(tokens: list[Token]) -> None:
     """Erase ``template [[host_name(...)]] ... ;``: only the kernel that is asked for is compiled."""
     meaning = [token for token in tokens if not token.quiet]
     index = 0
@@ -180,13 +180,13 @@ def _threadgroup_variables(tokens: list[Token]) -> None:
     """``threadgroup T a[N], b;`` as a statement becomes references into the threadgroup's memory."""
     meaning = loud(tokens)
     for index, token in enumerate(meaning):
-        if token.text != "threadgroup" or (index and meaning[index - 1].text not in _STATEMENT_ENDS):
+        if token.text != "threadgroup" or (index and meaning[index - 1].text not in STATEMENT_ENDS):
             continue
         end = index
         while end < len(meaning) and meaning[end].text not in (";", "{"):
             end += 1
         statement = [part for part in meaning[index + 1 : end] if part.text]
-        if end == len(meaning) or meaning[end].text == "{" or _is_pointer(statement):
+        if end == len(meaning) or meaning[end].text == "{" or is_pointer(statement):
             continue
         first, *rest = split_commas(statement)
         cut = _declarator_start(first)
@@ -197,7 +197,7 @@ def _threadgroup_variables(tokens: list[Token]) -> None:
         token.text = " ".join(declared)
 
 
-def _is_pointer(statement: list[Token]) -> bool:
+def is_pointer(statement: list[Token]) -> bool:
     depth = 0
     for token in statement:
         depth += (token.text in ("<", "[", "(")) - (token.text in (">", "]", ")"))

@@ -85,12 +85,15 @@ def find_kernel(source: str, name: str, file: str) -> Signature:
 
 
 def _is_kernel(tokens: list[Token], index: int) -> bool:
+    """Whether the function named at ``index`` is ``kernel void`` or ``[[kernel, ...]] void``."""
     if index < 2 or tokens[index - 1].text != "void":
         return False
     before = index - 2
-    if tokens[before].text == "kernel":
-        return True
-    return [token.text for token in tokens[max(0, before - 4) : before + 1]] == ["[", "[", "kernel", "]", "]"]
+    if tokens[before].text != "]":
+        return tokens[before].text == "kernel"
+    while before and (tokens[before].text, tokens[before - 1].text) != ("[", "["):
+        before -= 1
+    return any(token.text == "kernel" for token in tokens[before:index])
 
 
 def _parameters(kernel: str, parts: list[list[Token]]) -> tuple[Parameter, ...]:

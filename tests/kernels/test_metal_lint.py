@@ -1,0 +1,80 @@
+"""Mistakes with address spaces are told in their line; kernels without them are left in peace."""
+
+# ruff: noqa: E501, a line for each mistake
+
+import builtins
+import re
+
+import pytest
+from m2ml_kernels.metal_host.lint import LinterMissing, lint
+from metal_cases import source_of
+from mlx_shipped import header
+
+PARAMETERS = ["device const float* x", "device float* y", "constant uint& n"]
+HELPER = "inline float helper(thread const float* p) { return p[0]; }\n"
+
+MISTAKES = {
+    "float* p = x; y[i] = *p;": r"kernel\.metal:4: .*float\* p needs an address space: device, constant, threadgroup or thread",
+    "thread float* p = y; p[0] = x[i];": r"kernel\.metal:4: .*cannot initialize a variable of type 'float \*' with an lvalue of type 'device float \*'",
+    "threadgroup float t[32];\ndevice float* p = t; p[0] = 1;": r"kernel\.metal:5: .*'device float \*' with an lvalue of type 'threadgroup float\[32\]'",
+    "thread const float* p; p = x; y[i] = p[0];": r"kernel\.metal:4: .*changes address space of pointer",
+    "n = 3; y[i] = n;": r"kernel\.metal:4: .*cannot assign to variable 'n' with const-qualified type",
+    "x[i] = 1;": r"kernel\.metal:4: .*read-only variable is not assignable",
+    "float4 v = float4(1);\nthread float& e = v[1]; e = 2; y[i] = v.x;": r"kernel\.metal:5: .*cannot bind to vector element",
+    "simdgroup_float8x8 m; thread float& p = m.thread_elements()[0]; p = x[i];": r"kernel\.metal:4: .*cannot bind to vector element",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", MISTAKES)
+def test_a_mistake_is_told(body):
+    finding = lint(source_of(PARAMETERS, body))[0]
+    assert re.search(MISTAKES[body], str(finding)), str(finding)
+
+
+def test_a_pointer_passed_to_another_space_is_told():
+    (finding,) = lint(source_of(PARAMETERS, "y[i] = helper(x);", head=HELPER))
+    assert (finding.line, finding.what) == (
+        5,
+        "no matching function for call to 'helper': a pointer to another address space is passed",
+    )
+
+
+CORRECT = [
+    "float v[1] = {x[i]}; y[i] = helper(v) * n;",
+    "threadgroup float t[32]; threadgroup float* p = t; p[i] = x[i]; device float* q = y + i; *q = p[i];",
+    "float4 v = float4(x[i]); v.xy = v.zw * 2; float e = v[1]; device float4* out = (device float4*)y; out[i] = v;",
+    "for (uint k = i; k < n; k += 32) y[k] = exp(x[k]) * (x[k] - 1) & n; auto p = x; y[0] = p[0];",
+]
+
+
+@pytest.mark.parametrize("body", CORRECT)
+def test_what_is_right_passes(body):
+    assert lint(source_of(PARAMETERS, body, head=HELPER)) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "softmax.h",
+        "logsumexp.h",
+        "sdpa_vector.h",
+        "quantized.h",
+        "steel/gemm/kernels/steel_gemm_fused.h",
+        "steel/attn/kernels/steel_attention.h",
+    ],
+)
+def test_the_kernels_of_mlx_pass(path):
+    assert lint(header(path)) == []
+
+
+def test_without_libclang_it_says_so(monkeypatch):
+    original = builtins.__import__
+
+    def refuse(name, *rest, **options):
+        if name.startswith("clang"):
+            raise ImportError(name)
+        return original(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(LinterMissing, match=r"needs the package libclang; install it \(pip install libclang\)"):
+        lint(source_of(PARAMETERS, "y[i] = x[i];"))
