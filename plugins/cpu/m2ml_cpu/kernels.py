@@ -174,7 +174,23 @@ def all_leaves_float32(*trees: Any, **static: Any) -> str:
     return f"it takes float32, not {', '.join(other)}" if other else "" if leaves else "there are no leaves"
 
 
+def quantized_matmul(call: Function) -> Function:
+    def forward(x: Any, w: Any) -> Any:
+        attributes = {"bits": np.int64(w.bits), "group_size": np.int64(w.group_size)}
+        out = jax.ShapeDtypeStruct((*x.shape[:-1], w.packed.shape[0]), x.dtype)
+        return call(out, x, w.packed, w.scales, w.biases, **attributes)
+
+    return forward
+
+
+def quantized_matmul_takes(x: Any, w: Any, **static: Any) -> str:
+    if w.mode != "affine" or w.bits not in (2, 4, 8):
+        return f"it takes affine codes of 2, 4 and 8 bits, not {w.mode} of {w.bits}"
+    return "" if x.shape[-1] else "n is 0"
+
+
 KERNELS = (
+    cpp("quantized_matmul", quantized_matmul, accepts=quantized_matmul_takes),
     cpp("adamw_update", adamw_update, accepts=all_leaves_float32, dtypes=("float32",)),
     cpp("rms_norm", rms_norm),
     cpp("rms_norm_backward", rms_norm_backward, accepts=first_gradients(1)),
