@@ -131,4 +131,5 @@ def _map(share: Array, shape: tuple[int, ...]) -> Array:
         cells = min(grid.shape[axis], MAP_CELLS)
         starts = np.arange(cells) * grid.shape[axis] // cells
         grid = np.maximum.reduceat(grid, starts, axis=axis)
-    return grid.astype(np.float32)
+    with np.errstate(over="ignore"):
+        return grid.astype(np.float32)
