@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,9 +59,16 @@ def attention(
     """
     _check(q, k, v, mask, key_lengths, window)
     scores = _Scores.of(q, k, causal=causal, offset=offset, window=window, soft_cap=soft_cap, scale=scale)
-    found = [_read(scores, block, q, k, v, mask, key_lengths) for block in scores.blocks(key_lengths)]
-    out, lse = jnp.concatenate([part for part, _ in found], -3), jnp.concatenate([part for _, part in found], -2)
-    return (out.astype(q.dtype), lse) if return_lse else out.astype(q.dtype)
+    every = scores.filled_up(q), None if mask is None else scores.mask_filled_up(mask)
+
+    def of_block(nothing: None, start: Any) -> tuple[None, tuple[Array, Array]]:
+        queries, part = scores.block(every, start)
+        weights, lse = _weights(scores(queries, k, part, key_lengths, start))
+        return nothing, (_mixed(weights, v), _rows_first(lse[..., None]))
+
+    _, (out, lse) = scores.each(of_block, None)
+    out, lse = out.astype(q.dtype), lse[..., 0]
+    return (out, lse) if return_lse else out
 
 
 def _check(q: Array, k: Array, v: Array, mask: Array | None, key_lengths: Array | None, window: int | None) -> None:
@@ -82,16 +89,8 @@ def _check(q: Array, k: Array, v: Array, mask: Array | None, key_lengths: Array 
 
 
 @dataclass(frozen=True)
-class Block:
-    """Some queries, and the keys that any of them may read."""
-
-    rows: slice
-    keys: slice
-
-
-@dataclass(frozen=True)
 class _Scores:
-    """Scores of a block of queries, -inf where one may not read a key."""
+    """Scores of queries, a block of them at a time, -inf where one may not read a key."""
 
     queries: int
     keys: int
@@ -118,43 +117,60 @@ class _Scores:
         default = float(max(q.shape[-1], 1)) ** -0.5
         return cls(q.shape[-3], k.shape[-3], causal, offset, window, soft_cap, default if scale is None else scale)
 
-    def blocks(self, key_lengths: Array | None) -> list[Block]:
-        """All queries, `QUERIES` at a time."""
-        rows = [slice(i, min(i + QUERIES, self.queries)) for i in range(0, max(self.queries, 1), QUERIES)]
-        if key_lengths is not None and self.offset is None:
-            return [Block(block, slice(0, self.keys)) for block in rows]
-        return [Block(block, self.read_by(block)) for block in rows]
+    @property
+    def rows(self) -> int:
+        """Queries in a block."""
+        return max(min(QUERIES, self.queries), 1)
 
-    def read_by(self, rows: slice) -> slice:
-        """The keys that position lets any of these queries read."""
-        offset, low, high = self.keys - self.queries if self.offset is None else self.offset, 0, self.keys
-        if self.causal:
-            high = min(high, rows.stop + offset)
-        if self.window is not None:
-            low = max(low, rows.start + offset - self.window + 1)
-            high = min(high, rows.stop + offset + self.window - 1)
-        low = min(low, self.keys)
-        return slice(low, max(low, high))
+    def each(self, function: Any, carried: Any) -> tuple[Any, Any]:
+        """``function(carried, start) -> (carried, found)`` for each block; ``found[..., rows, heads, n]`` joined."""
+        starts = range(0, max(self.queries, 1), self.rows)
+        if len(starts) == 1:
+            carried, found = function(carried, 0)
+        else:
+            carried, found = jax.lax.scan(function, carried, jnp.array(starts))
+            found = jax.tree.map(lambda x: _join(jnp.moveaxis(x, 0, -4), -4), found)
+        return carried, jax.tree.map(lambda x: x[..., : self.queries, :, :], found)
 
-    def __call__(self, block: Block, q: Array, k: Array, mask: Array | None, key_lengths: Array | None) -> Array:
-        """``[*b, g, h / g, rows, keys]`` of a block of all queries, keys and masks."""
+    def filled_up(self, x: Array, axis: int = -3) -> Array:
+        """``x [..., t, h, n]`` with zeros after the last query, so that blocks are whole."""
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, -self.queries % self.rows if self.queries else 1)
+        return jnp.pad(x, padding)
+
+    def mask_filled_up(self, mask: Array) -> Array:
+        """``mask`` with axes for heads, queries and keys at least, filled up where it has each query's own."""
+        mask = mask.reshape(*(1,) * (3 - mask.ndim), *mask.shape)
+        return mask if mask.shape[-2] == 1 else self.filled_up(mask, -2)
+
+    def block(self, every: tuple[Array, Array | None], start: Any) -> tuple[Array, Array | None]:
+        """Queries and mask of the block that starts there, from all of them, filled up."""
+        q, mask = every
+        queries = jax.lax.dynamic_slice_in_dim(q, start, self.rows, q.ndim - 3)
+        if mask is None or mask.shape[-2] == 1:
+            return queries, mask
+        return queries, jax.lax.dynamic_slice_in_dim(mask, start, self.rows, mask.ndim - 2)
+
+    def __call__(self, q: Array, k: Array, mask: Array | None, key_lengths: Array | None, start: Any) -> Array:
+        """``[*b, g, h / g, rows, s]`` of a block of queries and mask."""
         groups = k.shape[-2]
-        queries = _grouped(wide(q)[..., block.rows, :, :], groups)
-        scores = jnp.einsum("...tgrd,...sgd->...grts", queries, wide(k)[..., block.keys, :, :]) * self.scale
+        scores = jnp.einsum("...tgrd,...sgd->...grts", _grouped(wide(q), groups), wide(k)) * self.scale
         if self.soft_cap is not None:
             scores = self.soft_cap * jnp.tanh(scores / self.soft_cap)
-        allowed = self._allowed(block, key_lengths)
+        allowed = self._allowed(key_lengths, start)
         if mask is not None:
-            part = _part(mask, block, groups)
-            scores, allowed = (scores, allowed & part) if part.dtype == jnp.bool_ else (scores + part, allowed)
+            heads = (groups, mask.shape[-3] // groups) if mask.shape[-3] > 1 else (1, 1)
+            mask = mask.reshape(*mask.shape[:-3], *heads, *mask.shape[-2:])
+            scores, allowed = (scores, allowed & mask) if mask.dtype == jnp.bool_ else (scores + mask, allowed)
         return jnp.where(allowed, scores, -jnp.inf)
 
-    def _allowed(self, block: Block, key_lengths: Array | None) -> Array:
-        key = jnp.arange(block.keys.start, block.keys.stop)
+    def _allowed(self, key_lengths: Array | None, start: Any) -> Array:
+        key = jnp.arange(self.keys)
         lengths = self.keys if key_lengths is None else key_lengths[..., None, None, None, None]
         allowed = key < lengths
-        place = jnp.arange(block.rows.start, block.rows.stop)[:, None]
-        place = place + (lengths - self.queries if self.offset is None else self.offset)
+        place = (
+            start + jnp.arange(self.rows)[:, None] + (lengths - self.queries if self.offset is None else self.offset)
+        )
         if self.causal:
             allowed = allowed & (key <= place)
         if self.window is not None:
@@ -162,48 +178,41 @@ class _Scores:
         return allowed
 
 
+def _join(x: Array, axis: int) -> Array:
+    """``x`` with an axis and the next one as one."""
+    shape = list(x.shape)
+    shape[axis : axis + 2] = [shape[axis] * shape[axis + 1]]
+    return x.reshape(shape)
+
+
 def _grouped(x: Array, groups: int) -> Array:
     """``[..., h, n]`` as ``[..., g, h / g, n]``."""
     return x.reshape(*x.shape[:-2], groups, x.shape[-2] // groups, x.shape[-1])
 
 
-def _part(mask: Array, block: Block, groups: int) -> Array:
-    """A block of a mask ``[*b, h, t, s]``, each axis perhaps 1, with its heads in groups."""
-    mask = mask.reshape(*(1,) * (3 - mask.ndim), *mask.shape)
-    mask = mask[..., block.rows, :] if mask.shape[-2] > 1 else mask
-    mask = mask[..., block.keys] if mask.shape[-1] > 1 else mask
-    heads = (groups, mask.shape[-3] // groups) if mask.shape[-3] > 1 else (1, 1)
-    return mask.reshape(*mask.shape[:-3], *heads, *mask.shape[-2:])
-
-
-def _read(
-    scores: _Scores, block: Block, q: Array, k: Array, v: Array, mask: Array | None, key_lengths: Array | None
-) -> tuple[Array, Array]:
-    """Results ``[*b, rows, h, e]`` and log-sum-exps ``[*b, rows, h]`` of a block of queries, in float32."""
-    found = scores(block, q, k, mask, key_lengths)
-    top = jax.lax.stop_gradient(jnp.max(found, axis=-1, keepdims=True, initial=-jnp.inf))
+def _weights(scores: Array) -> tuple[Array, Array]:
+    """The softmax of scores, zeros in a row without keys, and their log-sum-exp."""
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf))
     top = jnp.where(jnp.isfinite(top), top, 0)
-    weights = jnp.exp(found - top)
-    total = jnp.sum(weights, axis=-1)
+    powers = jnp.exp(scores - top)
+    total = jnp.sum(powers, axis=-1)
     safe = jnp.where(total > 0, total, 1)
-    lse = jnp.where(total > 0, jnp.log(safe) + top[..., 0], -jnp.inf)
-    return _mixed(weights / safe[..., None], v, block), _rows_first(lse[..., None])[..., 0]
+    return powers / safe[..., None], jnp.where(total > 0, jnp.log(safe) + top[..., 0], -jnp.inf)
 
 
-def _mixed(weights: Array, v: Array, block: Block) -> Array:
-    """``weights @ v`` of a block of queries, ``[*b, rows, h, e]``."""
-    return _rows_first(jnp.einsum("...grts,...sge->...grte", weights, wide(v)[..., block.keys, :, :]))
+def _mixed(weights: Array, v: Array) -> Array:
+    """``weights @ v``, ``[*b, rows, h, e]``."""
+    return _rows_first(jnp.einsum("...grts,...sge->...grte", weights, wide(v)))
 
 
 def _rows_first(x: Array) -> Array:
     """``[..., g, h / g, rows, n]`` as ``[..., rows, h, n]``."""
-    moved = jnp.moveaxis(x, -2, -4)
-    return moved.reshape(*moved.shape[:-3], moved.shape[-3] * moved.shape[-2], moved.shape[-1])
+    return _join(jnp.moveaxis(x, -2, -4), -3)
 
 
-def _rows_last(x: Array, block: Block, groups: int) -> Array:
-    """A block of ``[..., t, h]`` as ``[..., g, h / g, rows, 1]``."""
-    return jnp.moveaxis(_grouped(x[..., block.rows, :, None], groups)[..., 0], -3, -1)[..., None]
+def _rows_last(x: Array, groups: int) -> Array:
+    """``[..., rows, h, n]`` as ``[..., g, h / g, rows, n]``."""
+    return jnp.moveaxis(_grouped(x, groups), -4, -2)
 
 
 @attention.defbackward(return_lse=True)
@@ -213,32 +222,43 @@ def backward(args: Any, outputs: Sequence[Any], cotangents: Sequence[Any], /, **
     The gradients of ``q``, ``k`` and a floating mask are those of the scores.
     """
     (q, k, v, mask, key_lengths), lse = args, outputs[1]
-    scores = _Scores.of(q, k, **static)
-    learned = None if mask is None or mask.dtype == jnp.bool_ else mask
+    scores, groups = _Scores.of(q, k, **static), k.shape[-2]
+    every = scores.filled_up(wide(q)), None if mask is None else scores.mask_filled_up(mask)
+    learned = every[1] if every[1] is not None and every[1].dtype != jnp.bool_ else None
     of_lse = wide(cotangents[1]) if static["return_lse"] else jnp.zeros_like(lse)
-    finite = jnp.where(jnp.isfinite(lse), lse, 0)
-    parts = []
-    for block in scores.blocks(key_lengths):
+    rows = [jnp.where(jnp.isfinite(lse), lse, 0)[..., None], of_lse[..., None], wide(cotangents[0])]
+    rows = [scores.filled_up(x) for x in rows]
 
-        def score(q: Array, k: Array, learned: Array | None, block: Block = block) -> Array:
-            return scores(block, q, k, mask if learned is None else learned, key_lengths)
+    def of_block(total: Any, start: Any) -> tuple[Any, Array]:
+        saved, of_lse, of_out = (scores.block((x, None), start)[0] for x in rows)
 
-        found, of_score = jax.vjp(score, wide(q), wide(k), learned)
-        weights = jnp.exp(found - _rows_last(finite, block, k.shape[-2]))
-        _, of_mixed = jax.vjp(lambda p, v, block=block: _mixed(p, v, block), weights, wide(v))
-        d_weights, d_v = of_mixed(wide(cotangents[0])[..., block.rows, :, :])
-        inner = jnp.sum(weights * d_weights, axis=-1, keepdims=True) - _rows_last(of_lse, block, k.shape[-2])
+        def score(q: Array, k: Array, learned: Array | None) -> Array:
+            part = scores.block((every[0], every[1] if learned is None else learned), start)[1]
+            return scores(q, k, part, key_lengths, start)
+
+        found, of_score = jax.vjp(score, scores.block(every, start)[0], wide(k), learned)
+        weights = jnp.exp(found - _rows_last(saved, groups))
+        d_weights, d_v = jax.vjp(_mixed, weights, wide(v))[1](of_out)
+        inner = jnp.sum(weights * d_weights, axis=-1, keepdims=True) - _rows_last(of_lse, groups)
         d_q, d_k, d_mask = of_score(weights * (d_weights - inner))
-        parts.append((d_q, d_k, d_v, d_mask))
-    return *jax.tree.map(lambda *xs: functools.reduce(jnp.add, xs), *parts), None
+        return jax.tree.map(jnp.add, total, (d_k, d_v, d_mask)), d_q
+
+    start = jax.tree.map(jnp.zeros_like, (wide(k), wide(v), learned))
+    (d_k, d_v, d_mask), d_q = scores.each(of_block, start)
+    if d_mask is not None:
+        d_mask = (d_mask if d_mask.shape[-2] == 1 else d_mask[..., : q.shape[-3], :]).reshape(mask.shape)
+    return d_q, d_k, d_v, d_mask, None
 
 
 @attention.give_cost
 def cost(q: Any, k: Any, v: Any, *rest: Any, **static: Any) -> tuple[int, int]:
     """Two products over the pairs of query and key that position allows; every array is moved once."""
-    scores = _Scores.of(q, k, **static)
-    each = [scores.read_by(slice(i, i + 1)) for i in range(q.shape[-3])]
-    pairs = sum(keys.stop - keys.start for keys in each)
+    t, s, window = q.shape[-3], k.shape[-3], static.get("window") or math.inf
+    offset = s - t if static.get("offset") is None else static["offset"]
+    causal, pairs = static.get("causal", False), 0
+    for place in range(offset, offset + t):
+        last = min(s - 1, place if causal else place + window - 1)
+        pairs += max(0, int(last - max(0, place - window + 1)) + 1)
     out = q.size // max(q.shape[-1], 1) * v.shape[-1]
     arrays = sum(x.size * x.dtype.itemsize for x in (q, k, v, *rest) if x is not None)
     per_pair = 2 * (q.shape[-1] + v.shape[-1])

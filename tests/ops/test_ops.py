@@ -95,6 +95,8 @@ def test_an_op_has_laws_and_at_least_six_faults(name):
     assert ops[name].laws
     assert len(ops[name].faults) >= 6
     assert (ops[name].__doc__ or "").strip()
+    names = [sample.name for sample in ops[name].samples()]
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("name", sorted(ops))

@@ -1,0 +1,115 @@
+"""Loss and gradients of 4096 tokens x 576 x 49152: `linear_cross_entropy` against the loss of whole logits by Optax.
+
+Each side runs in a process of its own, the two in turn, and says its times and its memory: the largest resident set,
+how much of it came after Python, JAX and the arguments were there, and what XLA says it allocates beside arguments
+and results. A whole process cannot shrink to a fifth: Python, JAX and the arguments are 0.3 GB of either side.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+TOKENS, WIDTH, VOCABULARY = 4096, 576, 49152
+CALLS, ROUNDS = 2, 3
+SIDES = ("m2ml", "optax")
+
+
+def measure(side: str) -> dict[str, Any]:
+    """Times of calls after the first and memory in MB, in this process."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.standard_normal((TOKENS, WIDTH), dtype=np.float32))
+    weight = jnp.asarray(rng.standard_normal((VOCABULARY, WIDTH), dtype=np.float32) * np.float32(0.04))
+    labels = jnp.asarray(rng.integers(0, VOCABULARY, TOKENS).astype(np.int32))
+    call = jax.jit(jax.value_and_grad(loss_of(side), (0, 1))).lower(hidden, weight, labels).compile()
+    begin, times = resident(), []
+    for _ in range(1 + CALLS):
+        start = time.perf_counter()
+        result = jax.block_until_ready(call(hidden, weight, labels))
+        times.append(time.perf_counter() - start)
+        loss = float(result[0])
+        del result
+    temporary = call.memory_analysis().temp_size_in_bytes / 1e6
+    return {
+        "times": times[1:],
+        "loss": loss,
+        "whole process": resident(),
+        "beyond arguments": resident() - begin,
+        "XLA's temporaries": temporary,
+    }
+
+
+def resident() -> float:
+    """The largest resident set of this process so far in MB (Linux counts in KiB, macOS in bytes)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1e-6 if sys.platform == "darwin" else 1024e-6)
+
+
+def loss_of(side: str) -> Any:
+    import optax
+
+    from m2ml.ops import linear_cross_entropy
+
+    def whole(hidden: Any, weight: Any, labels: Any) -> Any:
+        return optax.softmax_cross_entropy_with_integer_labels(hidden @ weight.T, labels).mean()
+
+    return linear_cross_entropy if side == "m2ml" else whole
+
+
+def in_its_own_process(side: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, __file__, side], check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compare() -> None:
+    from harness import Ratio, show
+    from rich.console import Console
+    from rich.table import Table
+
+    rounds = [{side: in_its_own_process(side) for side in (SIDES if i % 2 else SIDES[::-1])} for i in range(ROUNDS)]
+    ours, theirs = ([r[side] for r in rounds] for side in SIDES)
+    pairs = [
+        (a, b)
+        for mine, known in zip(ours, theirs, strict=True)
+        for a, b in zip(mine["times"], known["times"], strict=True)
+    ]
+    ratios = sorted(a / b for a, b in pairs)
+    middle = [statistics.median(times) for times in zip(*pairs, strict=True)]
+    quarter = len(ratios) // 4
+    row = Ratio(
+        "loss and gradients",
+        "optax on whole logits",
+        *middle,
+        statistics.median(ratios),
+        1.1,
+        ratios[quarter],
+        ratios[-1 - quarter],
+    )
+    show(
+        f"{TOKENS} tokens x {WIDTH} x {VOCABULARY}, float32 (losses {ours[0]['loss']:.6f}, {theirs[0]['loss']:.6f})",
+        [row],
+    )
+    table = Table(title="Peak memory")
+    for column in ("what", "m2ml MB", "optax MB", "ratio", "limit", ""):
+        table.add_column(column)
+    for what, limit in (("XLA's temporaries", 0.2), ("beyond arguments", 0.2), ("whole process", 0.2)):
+        mine, known = (max(found[what] for found in side) for side in (ours, theirs))
+        verdict = "reached" if mine / known <= limit else "MISSED"
+        table.add_row(what, f"{mine:.0f}", f"{known:.0f}", f"{mine / known:.2f}", f"{limit:g}", verdict)
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        print(json.dumps(measure(sys.argv[1])))
+    else:
+        compare()
