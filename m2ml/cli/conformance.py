@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from m2ml.cli.console import make_console, plain_errors
+from m2ml.cli.console import plain_errors
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -111,7 +111,9 @@ def _jax_cases(
 
 
 def _display() -> Progress:
+    """Bars on standard error, so that standard output holds the table alone."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:32.32}"), BarColumn(bar_width=16), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), console=make_console(), transient=True)
+    return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
