@@ -24,7 +24,9 @@ def library(source: Path) -> ctypes.CDLL:
     """The compiled kernels of one file. Raises what `m2ml_kernels.compile_shared` raises."""
     from m2ml_kernels import compile_shared
 
-    built = compile_shared(source, flags=FLAGS, include=(jax.ffi.include_dir(), source.parent), name=source.name)
+    built = compile_shared(
+        source, flags=FLAGS, include=(jax.ffi.include_dir(), source_of("call").parent), name=source.name
+    )
     return ctypes.CDLL(str(built.path))
 
 
