@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from m2ml.cli import compare, conformance, demo, fuzz, inspect, train
+from m2ml.cli import compare, conformance, demo, fuzz, inspect, kernel, train
 
 app = typer.Typer(
     name="m2ml",
@@ -21,3 +21,4 @@ app.command("explain")(inspect.explain)
 app.command("conformance")(conformance.command)
 app.command("fuzz")(fuzz.command)
 app.command("compare")(compare.command)
+app.add_typer(kernel.app, name="kernel")
