@@ -167,11 +167,16 @@ class _Shrinker:
         def shows(program: Program, host: Sequence[Array]) -> bool:
             return not examined(program, host, backend).report.ok
 
-        program, host = smaller(verdict.program, verdict.host, shows, divergence)
-        report = examined(program, host, backend).report
+        program, host, report = verdict.program, verdict.host, verdict.report
+        said = [str(divergence)] if divergence else []
+        try:
+            program, host = smaller(program, host, shows, divergence)
+            report = examined(program, host, backend).report
+        except Exception as error:  # what was found is worth more than what is wrong with cutting it down
+            said.append(f"it was not cut down: {type(error).__name__}: {error}")
         kind = "error" if report.backends[0].error else "disagreement"
-        said = "\n".join([str(report), *([str(divergence)] if divergence else [])])
-        return Finding(self.key, kind, said, source_of(program.code, host, backend, f"{self.key}\n\n{said}"))
+        text = "\n".join([str(report), *said])
+        return Finding(self.key, kind, text, source_of(program.code, host, backend, f"{self.key}\n\n{text}"))
 
 
 def examined(program: Program, host: Sequence[Array], backend: str) -> Verdict:

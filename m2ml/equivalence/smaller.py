@@ -23,19 +23,19 @@ Shows = Callable[[Program, Sequence[Array]], bool]
 
 def smaller(
     program: Program, host: Sequence[Array], shows: Shows, divergence: Divergence | None
-) -> tuple[Program, list[Array]]:
+) -> tuple[Program, tuple[Array, ...]]:
     """The smallest part of ``program`` that still shows the fault, with its inputs; ``program`` itself at worst."""
     if divergence is not None:
         for equation, inputs in single_equations(program.code, host):
             if equation.name == divergence.primitive:
                 part = alone(program, equation)
                 if shows(part, inputs):
-                    return part, inputs
+                    return part, tuple(inputs)
     for slot in dict.fromkeys(program.code.outputs):
-        part, inputs = needed(program, host, slot)
-        if shows(part, inputs):
-            return part, inputs
-    return program, list(host)
+        part, read = needed(program, host, slot)
+        if shows(part, read):
+            return part, read
+    return program, tuple(host)
 
 
 def single_equations(code: Code, host: Sequence[Array]) -> Iterator[tuple[Equation, list[Array]]]:
@@ -62,7 +62,7 @@ def alone(program: Program, equation: Equation) -> Program:
     return retraced(replace(program, donated=(False,) * count), code)
 
 
-def needed(program: Program, host: Sequence[Array], output: int) -> tuple[Program, list[Array]]:
+def needed(program: Program, host: Sequence[Array], output: int) -> tuple[Program, tuple[Array, ...]]:
     """What slot ``output`` needs, as a program, with the inputs that it reads."""
     code, live, steps = program.code, {output}, []
     for step in reversed(code.steps):
@@ -73,4 +73,4 @@ def needed(program: Program, host: Sequence[Array], output: int) -> tuple[Progra
     constants = {slot: value for slot, value in code.constants.items() if slot in live}
     inputs = tuple(slot for slot, _ in kept)
     part = replace(code, inputs=inputs, outputs=(output,), constants=constants, steps=tuple(reversed(steps)))
-    return retraced(replace(program, donated=(False,) * len(inputs)), part), [x for _, x in kept]
+    return retraced(replace(program, donated=(False,) * len(inputs)), part), tuple(x for _, x in kept)
