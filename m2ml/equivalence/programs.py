@@ -61,8 +61,9 @@ KEPT: Mapping[str, frozenset[int]] = {
 }
 
 
-#: Primitives that pad with zeros: whether an engine multiplies those, and NaN or infinity comes of it, is left open.
-FINITE = frozenset({"conv_general_dilated"})
+#: Primitives that earlier values reach without NaN, infinities and -0: whether an engine multiplies the zeros it pads
+#: with is left open, and so is the sign of a NaN and of some zeros, which these see.
+FINITE = frozenset("bitcast_convert_type conv_general_dilated eq_to le_to lt_to top_k".split())
 
 
 @dataclass(frozen=True, eq=False)

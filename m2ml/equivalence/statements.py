@@ -33,7 +33,8 @@ class Own:
 class Read:
     """Value ``index``, converted and reshaped.
 
-    ``turned`` reverses its elements, ``bounded`` keeps floats below one, ``finite`` makes NaN and infinities zero.
+    ``turned`` reverses its elements, ``bounded`` keeps floats below one, ``finite`` makes NaN, infinities
+    and -0 zero.
     """
 
     index: int
@@ -48,7 +49,8 @@ class Read:
         if self.bounded and is_float(self.dtype):
             x = lax.div(x, lax.add(lax.abs(x), np.ones((), self.dtype)))
         if self.finite and jnp.issubdtype(self.dtype, np.inexact):
-            x = jnp.where(jnp.isfinite(x), x, np.zeros((), self.dtype))
+            zero = np.zeros((), self.dtype)
+            x = jnp.where(jnp.isfinite(x) & (x != zero), x, zero)
         return reshaped(x, self.shape, turned=self.turned)
 
 
