@@ -37,7 +37,7 @@ def dequantize(w: Quantized, /, *, dtype: Any = None) -> Array:
 def check_quantized(name: str, w: Any) -> None:
     """Raise TypeError or ValueError for what is not a whole `Quantized` array."""
     if not isinstance(w, Quantized):
-        raise TypeError(f"{name}: w is a {type(w).__name__}; it takes a Quantized array, which quantize gives")
+        raise TypeError(f"{name}: w is {w.dtype.name}{list(w.shape)}; it takes a Quantized array, which quantize gives")
     check_format(name, w.bits, w.group_size, w.mode)
     scales = (*w.shape[:-1], w.shape[-1] // w.group_size)
     given = {"scales": w.scales, "biases": w.biases} if w.mode == "affine" else {"scales": w.scales}

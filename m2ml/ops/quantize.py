@@ -226,6 +226,12 @@ def fp4_numbers_come_back(op: Any, *args: Any, **static: Any) -> None:
     np.testing.assert_array_equal(decoded(found), [numbers, numbers * 64])
 
 
+@quantize.law
+def halfway_between_two_fp4_numbers_is_the_even_one(op: Any, *args: Any, **static: Any) -> None:
+    halfway = np.tile(np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6], np.float32), 4)
+    np.testing.assert_array_equal(decoded(op(halfway, mode="mxfp4")), np.tile([0, 1, 1, 2, 2, 4, 4, 6], 4))
+
+
 quantize.give_cost(lambda w, bits=4, **static: (8 * w.size, w.size * w.dtype.itemsize + w.size * bits // 8))
 
 
