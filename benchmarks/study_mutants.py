@@ -1,6 +1,6 @@
 """What share of wrong rules do the generated cases catch? Plants every fault in a copy of a backend's table.
 
-    python benchmarks/study_mutants.py --backend mlx [--examples 20] [--seed 0] [--json FILE] [PRIMITIVE ...]
+    python benchmarks/study_mutants.py --backend mlx [--examples 30] [--seed 0] [--json FILE] [PRIMITIVE ...]
 
 The exit code is 1 where less than 99% of the mutants that can be told from the right rule are caught.
 """
@@ -24,8 +24,7 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 from m2ml.equivalence.mutants import Verdict, verdicts
-from m2ml.equivalence.mutants.verdicts import EXAMPLES
-from m2ml.equivalence.primitives.cases import load
+from m2ml.equivalence.primitives.cases import EXAMPLES, load
 from m2ml.plugins import registry
 
 #: The share of mutants that must be caught.

@@ -34,8 +34,11 @@ from m2ml.precision import narrow, widen
 
 Array = np.ndarray[Any, Any]
 
-#: Primitives that may give zeros of either sign: a sum by what it starts from, a sine since MLX's CPU gives 0 for -0.
-ANY_ZERO = SUMS - {"cumprod", "reduce_prod", "scatter_mul"} | {"sin"}
+#: Primitives that may give zeros of either sign. A sum does by what it starts from, and a sine on MLX's CPU; of
+#: zeros of both signs XLA and MLX take different ones for the extremum.
+ANY_ZERO = SUMS - {"cumprod", "reduce_prod", "scatter_mul"} | set(
+    "clamp cummax cummin scatter_max scatter_min sin".split()
+)
 
 #: Equations remembered by `same_equation`; beyond this many they are forgotten and compiled again.
 _MOST_SEEN = 4096
@@ -91,7 +94,7 @@ def _bounds(equation: Equation, wide: Sequence[Array], runs: int) -> list[Bound]
     lost *= 2 if any(map(np.iscomplexobj, expected)) else 1
     bounds = []
     for y, s, aval in zip(expected, scales, equation.outputs, strict=True):
-        allowed = np.zeros(y.shape)
+        allowed = np.full(y.shape, np.nextafter(0.0, 1.0) if equation.name in ANY_ZERO else 0.0)
         if s is not None and equation.name in ROUNDED and not np.iscomplexobj(y):
             allowed = np.where((y != 0) & (np.abs(y) < tiny(aval.dtype)), tiny(aval.dtype), 0.0)
         elif s is not None:

@@ -126,9 +126,14 @@ def _sensitivity(
             continue
         size = np.abs(x)
         directions = (step, -step, 1j * step, -1j * step) if x.dtype.kind == "c" else (step, -step)
-        moved = [rule(*inputs[:i], x + d * size, *inputs[i + 1 :]) for d in directions]
+        moved = [rule(*inputs[:i], _step(x, d * size), *inputs[i + 1 :]) for d in directions]
         total += np.max([_finite(np.abs(y - output)) for y in moved], axis=0) * (u / step)
     return total
+
+
+def _step(x: Array, step: Array) -> Array:
+    """``x + step``, and -0 still -0: at a zero atan2 and its like jump with the sign."""
+    return np.asarray(np.where(step == 0, x, x + step))
 
 
 def _finite(x: Array) -> Array:

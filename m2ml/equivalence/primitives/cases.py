@@ -20,6 +20,9 @@ Generator = Callable[[Draw, str], Case]
 
 CASES: dict[str, Generator] = {}
 
+#: Cases of each primitive that the suite spends.
+EXAMPLES = 30
+
 FAMILIES = ("contractions", "elementwise", "indexing", "linalg", "random", "reductions", "structure")
 
 

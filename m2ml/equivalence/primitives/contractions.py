@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import strategies as st
 from jax import lax
@@ -30,7 +32,10 @@ def dot_general(draw: Draw, name: str) -> Case:
     (left, left_inner, left_batch), (right, right_inner, right_batch) = sides
     numbers = ((left_inner, right_inner), (left_batch, right_batch))
     preferred = one_of(draw, None, None, "float32" if dtype in FLOATS else "int32" if dtype in INTEGERS else None)
-    arrays = [array(draw, shape, dtype, finite=True, scales=(1.0, 1e-3, 20.0)) for shape in (left, right)]
+    arrays = [
+        array(draw, shape, dtype, finite=True, scales=(1.0, 1e-3, 20.0), number=i)
+        for i, shape in enumerate((left, right))
+    ]
     return lambda x, y: lax.dot_general(x, y, numbers, preferred_element_type=preferred), arrays
 
 
@@ -65,7 +70,7 @@ def convolution(draw: Draw, name: str) -> Case:
     right = _placed([outputs, inputs // feature_groups, *kernel], orders[1])
     dtype = dtype_among(draw, *FLOATS, "int32", "int8", *COMPLEX)
 
-    def convolve(x, w):
+    def convolve(x: Any, w: Any) -> Any:
         return lax.conv_general_dilated(
             x,
             w,
@@ -78,7 +83,9 @@ def convolution(draw: Draw, name: str) -> Case:
             batch_group_count=batch_groups,
         )
 
-    return convolve, [array(draw, shape, dtype, finite=True, scales=(1.0, 20.0)) for shape in (left, right)]
+    return convolve, [
+        array(draw, shape, dtype, finite=True, scales=(1.0, 20.0), number=i) for i, shape in enumerate((left, right))
+    ]
 
 
 def _placed(sizes: list[int], order: list[int]) -> list[int]:

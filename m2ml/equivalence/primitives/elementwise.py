@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.extend.core.primitives
 import jax.numpy as jnp
@@ -80,6 +82,7 @@ def rounding(draw: Draw, name: str) -> Case:
 def unary_number(draw: Draw, name: str) -> Case:
     unsigned = UNSIGNED if name != "abs" else ()
     dtype = dtype_among(draw, *FLOATS, *SIGNED, *unsigned, *COMPLEX)
+    dtype = one_of(draw, dtype, dtype, "complex64") if name in ("abs", "sign") else dtype
     x = array(draw, shapes(draw), dtype, finite=dtype == "complex64")
     if name in ("abs", "sign") and dtype == "complex64":  # the squares of large and small parts are out of range
         x = x * np.complex64(one_of(draw, 1.0, 1e25, 1e-25))
@@ -100,7 +103,7 @@ def complex_parts(draw: Draw, name: str) -> Case:
 @covers("complex")
 def make_complex(draw: Draw, name: str) -> Case:
     shape = shapes(draw)
-    return lax.complex, [array(draw, shape, "float32"), array(draw, shape, "float32")]
+    return lax.complex, [array(draw, shape, "float32", number=number) for number in range(2)]
 
 
 @covers("integer_pow")
@@ -111,9 +114,9 @@ def integer_pow(draw: Draw, name: str) -> Case:
     return lambda x: lax.integer_pow(x, exponent), [x]
 
 
-def _two(draw: Draw, dtype: str, **domain) -> list[np.ndarray]:
+def _two(draw: Draw, dtype: str, **domain: Any) -> list[np.ndarray]:
     shape = shapes(draw)
-    return [array(draw, shape, dtype, **domain), array(draw, shape, dtype, **domain)]
+    return [array(draw, shape, dtype, number=number, **domain) for number in range(2)]
 
 
 @covers("add", "sub", "mul", "div")
@@ -127,7 +130,7 @@ def add_any(draw: Draw, name: str) -> Case:
     """The sum of cotangents: what reverse mode makes of a value used twice."""
     x, y = _two(draw, dtype_among(draw, *FLOATS))
 
-    def pull(x, y):
+    def pull(x: Any, y: Any) -> Any:
         return jax.linear_transpose(lambda v: (v, lax.neg(v)), x)((x, y))
 
     return pull, [x, y]
@@ -172,7 +175,7 @@ def comparisons(draw: Draw, name: str) -> Case:
 def clamp(draw: Draw, name: str) -> Case:
     shape, dtype = shapes(draw), dtype_among(draw, *REAL)
     ends = shape if draw(st.booleans()) else ()
-    return lax.clamp, [array(draw, s, dtype) for s in (ends, shape, ends)]
+    return lax.clamp, [array(draw, s, dtype, number=i) for i, s in enumerate((ends, shape, ends))]
 
 
 @covers("select_n")
@@ -181,7 +184,7 @@ def select_n(draw: Draw, name: str) -> Case:
     kind = one_of(draw, "bool", "int32") if count == 2 else "int32"
     which = array(draw, shape, kind, low=0, high=count - 1) if kind == "int32" else array(draw, shape, "bool")
     which = which if draw(st.booleans()) or not which.size else which.reshape(-1)[0].reshape(())
-    return lax.select_n, [which, *(array(draw, shape, dtype) for _ in range(count))]
+    return lax.select_n, [which, *(array(draw, shape, dtype, number=i) for i in range(count))]
 
 
 @covers("convert_element_type")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -36,16 +37,16 @@ def _indices(draw: Draw, shape: tuple[int, ...], most: int) -> np.ndarray:
 @covers("dynamic_slice", "dynamic_update_slice")
 def dynamic_slices(draw: Draw, name: str) -> Case:
     x = array(draw, shape_of(draw, 0, 4, (0, 1, 3, 7)), dtype_among(draw, *EVERY))
-    sizes = [draw(st.integers(0, n)) for n in x.shape]
+    sizes = [draw(st.integers(min(1, n), n)) for n in x.shape]
     starts = [_indices(draw, (), n) for n in x.shape]
     starts = [s.astype(starts[0].dtype) for s in starts]
     if name == "dynamic_slice":
         return lambda x, *at: lax.dynamic_slice(x, at, sizes), [x, *starts]
-    update = array(draw, sizes, x.dtype.name)
+    update = array(draw, sizes, x.dtype.name, number=1)
     return lambda x, u, *at: lax.dynamic_update_slice(x, u, at), [x, update, *starts]
 
 
-def _numbers(draw: Draw):
+def _numbers(draw: Draw) -> tuple[Any, ...]:
     """Operand shape, index batch, window sizes and the roles of axes: collapsed, indexed, paired with a batch axis."""
     rank = draw(st.integers(1, 4))
     batch = list(shape_of(draw, 0, 2, (0, 1, 3, 7)))
@@ -105,7 +106,9 @@ def scatter(draw: Draw, name: str) -> Case:
     if mode == "clip" and at.dtype == np.uint32 and not _clips_unsigned():
         at = at.astype(np.int32)
     finite = not ordered and name != "scatter"
-    arrays = [array(draw, s, dtype, finite=finite, scales=(1.0, 20.0)) for s in (shape, updates)]
+    arrays = [
+        array(draw, s, dtype, finite=finite, scales=(1.0, 20.0), number=i) for i, s in enumerate((shape, updates))
+    ]
     unique = name == "scatter" and not _meets_once(at)
     if unique:
         arrays[1] = np.full(updates, arrays[1].reshape(-1)[0] if arrays[1].size else 0, arrays[1].dtype)

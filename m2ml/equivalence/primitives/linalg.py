@@ -28,7 +28,7 @@ def _matrix(draw: Draw, *, square: bool = False, complex_too: bool = True) -> np
     return x.astype(np.complex64 if x.dtype.kind == "c" else np.float32)
 
 
-def _positive(draw: Draw, **kind) -> np.ndarray:
+def _positive(draw: Draw, **kind: bool) -> np.ndarray:
     x = _matrix(draw, square=True, **kind)
     return np.asarray(x @ np.conj(np.swapaxes(x, -1, -2)), x.dtype)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,7 @@ def counters(draw: Draw, name: str) -> Case:
     """The counters of partitionable threefry."""
     shape, seed = one_of(draw, (7,), (2, 0), (3, 5), (2, 1, 3)), draw(st.integers(0, 2**31 - 1))
 
-    def bits():
+    def bits() -> Any:
         with jax.threefry_partitionable(True):
             return jax.random.bits(jax.random.key(seed), shape)
 
@@ -36,10 +38,10 @@ def uniform_in_a_range(draw: Draw, name: str) -> Case:
     shape, low = one_of(draw, (), (7,), (0, 2), (3, 5)), draw(st.floats(-10, 10, width=32))
     width, seed = draw(st.floats(0.125, 100, width=32)), draw(st.integers(0, 2**31 - 1))
 
-    def sample(seed, low, width):
+    def sample(seed: Any, low: Any, width: Any) -> Any:
         return jax.random.uniform(jax.random.key(seed), shape, minval=low, maxval=low + width)
 
-    return sample, [np.uint32(seed), np.float32(low), np.float32(width)]
+    return sample, [np.asarray(seed, np.uint32), np.asarray(low, np.float32), np.asarray(width, np.float32)]
 
 
 @covers("rng_bit_generator")
@@ -56,7 +58,7 @@ def random_gamma(draw: Draw, name: str) -> Case:
     shape, seed = one_of(draw, (), (0,), (3, 5)), draw(st.integers(0, 2**31 - 1))
     a = array(draw, shape, "float32", low=1.0, high=10.0)
 
-    def sample(a):
+    def sample(a: Any) -> Any:
         return jax.random.gamma(jax.random.key(seed), a, dtype=jnp.float32)
 
     return sample, [a]

@@ -24,7 +24,10 @@ EVERY = NUMBERS + BOOL
 
 #: Few, so that XLA compiles each primitive a few times only: 0-d, empty, one, primes, and up to four axes. Large ones
 #: hold many special values, so they come more often.
-SHAPES = ((257,), (17, 5), (7, 7), (257,), (17, 5), (2, 1, 3, 5), (1, 7, 1), (7,), (2, 0, 3), (0,), ())
+SHAPES = (*((257,), (17, 5), (7, 7)) * 3, (2, 1, 3, 5), (1, 7, 1), (7,), (2, 0, 3), (0,), ())
+#: Half of the values of an array of up to this many elements are special.
+_SMALL = 100
+
 SIZES = (0, 1, 2, 3, 5, 7)
 
 
@@ -39,15 +42,15 @@ def shapes(draw: Draw) -> tuple[int, ...]:
 def shape_of(draw: Draw, least: int = 0, most: int = 4, sizes: Sequence[int] = SIZES) -> tuple[int, ...]:
     """Any shape of ``least`` to ``most`` axes.
 
-    Often the last two, or the first too, are equally long: a mix-up of axes then shows in no shape. Sometimes, where
+    Often the last two, or all, are equally long: a mix-up of axes then shows in no shape. Sometimes, where
     ``sizes`` has 0, one axis is empty: more often would leave little to compare.
     """
     rank = draw(st.integers(least, most))
     lengths = sorted((n for n in sizes if n), key=lambda n: n == 1)  # the first ones come more often
     shape = [one_of(draw, *lengths) for _ in range(rank)]
     if rank > 1 and draw(st.booleans()):
-        shape[-2] = shape[-1]
-        shape[0] = one_of(draw, shape[0], shape[-1])
+        equal = rank if draw(st.booleans()) else 2
+        shape[-equal:] = [shape[-1]] * equal
     if rank and 0 in sizes and draw(st.integers(0, 9)) == 9:
         shape[draw(st.integers(0, rank - 1))] = 0
     return tuple(shape)
@@ -62,10 +65,10 @@ def specials(dtype: np.dtype[Any], finite: bool, extreme: bool) -> Array:
     if dtype.kind == "b":
         return np.array([False, True])
     if dtype.kind in "iu":
-        info = np.iinfo(dtype)
-        return np.array([0, 1, 2, info.max, info.max - 1, info.min, info.min + 1], dtype)
-    info = ml_dtypes.finfo(dtype)
-    values = [0.0, -0.0, 1.0, -1.0, 0.5, 2.0, float(info.eps)]
+        ends = np.iinfo(dtype)
+        return np.array([0, 1, 2, ends.max, ends.max - 1, ends.min, ends.min + 1], dtype)
+    info: Any = ml_dtypes.finfo(dtype)
+    values = [*(0.0, -0.0) * 3, 1.0, -1.0, 0.5, 2.0, float(info.eps)]
     if extreme:
         tiny, largest, subnormal = float(info.tiny), float(info.max), float(info.smallest_subnormal)
         values += [tiny, -tiny, largest, -largest, tiny / 2, -tiny / 4, subnormal]
@@ -74,7 +77,7 @@ def specials(dtype: np.dtype[Any], finite: bool, extreme: bool) -> Array:
 
 def dtype_among(draw: Draw, *names: str) -> str:
     """One of these dtypes: often float32, where most can go wrong, or integers too large for it."""
-    floats = [name for name in ("float32", *FLOATS) if name in names]
+    floats = [name for name in ("float32", "float32", *FLOATS) if name in names]
     words = [name for name in ("int32", "uint32") if name in names]
     return one_of(draw, *one_of(draw, *(group for group in (floats, floats, words, names) if group)))
 
@@ -89,13 +92,15 @@ def array(
     scales: Sequence[float] = (1.0, 1e-3, 20.0, 1e4),
     low: float | None = None,
     high: float | None = None,
+    number: int = 0,
 ) -> Array:
-    """An array in which every fourth value is special; in ``[low, high]`` when those are given.
+    """An array of which a quarter, or half where it is small, is special; in ``[low, high]`` when those are given.
 
+    Arrays of one case that have different ``number`` are different even where hypothesis draws them alike.
     ``finite`` leaves out NaN, infinities and the largest numbers. Not ``extreme`` leaves out the largest and the
     smallest: whether their sums and products overflow or vanish on the way depends on the order of the terms.
     """
-    rng = np.random.default_rng(draw(st.integers(0, 2**20)))
+    rng = np.random.default_rng((draw(st.integers(0, 2**20)), number))
     kind = dtype_of(dtype)
     if kind.kind == "c":
         part = np.dtype(np.float32)
@@ -126,7 +131,17 @@ def array_from(
         plain = _within(rng, shape, dtype, low, high)
         pool = pool[_inside(pool.astype(np.float64), low, high)]
     chosen = rng.choice(pool, shape) if pool.size else plain
-    return np.where(rng.random(shape) < 0.25, chosen, plain).astype(dtype)
+    share = 0.25 if plain.size > _SMALL else 0.5
+    return np.where(rng.random(shape) < share, chosen, plain).astype(dtype)
+
+
+def near_ties(draw: Draw, shape: Sequence[int], dtype: str) -> Array:
+    """Floats so close to each other that fewer bits of precision make them equal; other dtypes as `array` has them."""
+    if dtype not in FLOATS or draw(st.booleans()):
+        return array(draw, shape, dtype, finite=draw(st.booleans()))
+    rng = np.random.default_rng(draw(st.integers(0, 2**20)))
+    steps = rng.integers(-9, 10, tuple(shape)) * float(ml_dtypes.finfo(dtype_of(dtype)).eps)
+    return ((1 + steps) * one_of(draw, 1.0, -1e-3)).astype(dtype_of(dtype))
 
 
 def _integers(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
