@@ -9,10 +9,12 @@ from m2ml_kernels.metal_host import (
     InvalidMetal,
     KernelFault,
     KernelTimeout,
+    SanitizerMissing,
     Schedule,
     Source,
     UnsupportedMetal,
     Variant,
+    build,
     compile_kernel,
 )
 from metal_cases import compiled, run
@@ -27,7 +29,7 @@ FAULTS = {
     "leaves a threadgroup array": (r"kernel\.metal:5: out of bounds: an access 0 bytes past the end of threadgroup variable 't'", "threadgroup float t[64]; threadgroup float* p = t;\np[i + 1] = x[i]; y[i] = p[i];"),
     "indexes beyond an array": (r"kernel\.metal:5: undefined behaviour: an index is outside its array, by thread \(3, 0, 0\)", "float t[3] = {1, 2, 3};\ny[i] = t[i];"),
     "divides by zero": (r"kernel\.metal:4: undefined behaviour: an integer is divided by zero, .* thread \(5, 0, 0\) of threadgroup \(0, 0, 0\)", "y[i] = 10 / (int(i) - 5);"),
-    "recurses without end": (r"out of bounds: an access below the thread's stack of 128 KiB", "volatile float big[40000]; big[0] = x[i]; y[i] = big[0];"),
+    "needs too large a stack": (r"out of bounds: an access below the thread's stack of 128 KiB", "volatile float big[40000]; big[i] = x[i]; y[i] = big[63 - i];"),
     "follows a wild pointer": (r"kernel\.metal:4: out of bounds: an access at an address that belongs to no buffer", "y[i] = *(device const float*)(ulong(i) + 8);"),
 }  # fmt: skip
 
@@ -121,6 +123,17 @@ def test_nothing_alarms_on_a_correct_kernel(variant):
         np.testing.assert_array_equal(y, expected)
 
 
+def test_a_compiler_without_sanitizers_says_so(monkeypatch):
+    def without(source, **options):
+        raise CompileError("metal_runtime_thread does not compile: no such library")
+
+    monkeypatch.setattr(build, "compile_program", without)
+    with pytest.raises(
+        SanitizerMissing, match=r"^the thread sanitizer is not part of .* \(install its runtime, or use g"
+    ):
+        compiled("y[i] = x[i];", variant=THREAD)
+
+
 def test_what_was_never_written_shows():
     for fill, value in ((0xFF, np.nan), (0, 0.0)):
         y, _ = run(compiled("if (i != 7) y[i] = x[i];"), X, schedule=Schedule(fill=fill))
@@ -154,7 +167,7 @@ RULES = {
     "simdgroup_half8x8 m; simdgroup_load(m, x, 8);": "simdgroup_load needs the memory's type to be the matrix's",
     "float4 v(1, 2, 3); y[i] = v.x;": "vec",
     "half4 h = float4(1); y[i] = h.x;": "vec",
-    "float4 v(1); v.xy.x = 2; y[i] = v.x;": "lvalue|read-only",
+    "float4 v(1); v.xy.x = 2; y[i] = v.x;": "lvalue|not assignable",
     "y[i] = x[i]": "expected",
 }
 

@@ -9,6 +9,7 @@ from m2ml_kernels.metal_host.errors import InvalidLaunch as InvalidLaunch
 from m2ml_kernels.metal_host.errors import InvalidMetal as InvalidMetal
 from m2ml_kernels.metal_host.errors import KernelFault as KernelFault
 from m2ml_kernels.metal_host.errors import KernelTimeout as KernelTimeout
+from m2ml_kernels.metal_host.errors import SanitizerMissing as SanitizerMissing
 from m2ml_kernels.metal_host.errors import UnsupportedMetal as UnsupportedMetal
 from m2ml_kernels.metal_host.execution import Output as Output
 from m2ml_kernels.metal_host.execution import Result as Result

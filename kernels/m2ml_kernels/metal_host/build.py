@@ -15,6 +15,7 @@ from typing import Literal
 
 from m2ml_kernels.compilers import find_compiler
 from m2ml_kernels.errors import CompileError
+from m2ml_kernels.metal_host.errors import SanitizerMissing
 from m2ml_kernels.metal_host.rewrite import rewrite
 from m2ml_kernels.metal_host.signature import Signature, find_kernel
 from m2ml_kernels.toolchain import Built, compile_program, compile_shared, object_folder
@@ -95,6 +96,8 @@ def compile_kernel(
     headers = _Headers(source.include).find
     body, prelude = rewrite(source.text, find_header=headers), rewrite(source.prelude, find_header=headers)
     signature = find_kernel(source.text, kernel, source.file)
+    if variant.sanitizer:
+        runtime_program(variant.sanitizer)  # says so where there is none
     unit = _translation_unit(source.file, prelude, body, signature, template, constants or {})
     try:
         built = compile_shared(unit, flags=[*_flags(), *variant.flags()], include=[SHIM], name=f"metal_{kernel}")
@@ -145,9 +148,16 @@ def runtime_program(sanitizer: Sanitizer) -> Path:
         flags.append("-DM2_ASAN" if sanitizer == "address" else "-DM2_TSAN")
         link_flags.append(f"-fsanitize={sanitizer}")
     source = HERE / "runtime" / "launch.cc"
-    return compile_program(
-        source, flags=flags, link_flags=link_flags, name=f"metal_runtime_{sanitizer or 'plain'}"
-    ).path
+    try:
+        return compile_program(
+            source, flags=flags, link_flags=link_flags, name=f"metal_runtime_{sanitizer or 'plain'}"
+        ).path
+    except CompileError as error:
+        if not sanitizer:
+            raise
+        raise SanitizerMissing(
+            f"the {sanitizer} sanitizer is not part of {find_compiler()} (install its runtime, or use g++): {error}"
+        ) from error
 
 
 _THREADS = ("-pthread", *(("-ldl",) if sys.platform == "linux" else ()))
@@ -174,8 +184,8 @@ def _flags_of(kind: str, version: str) -> tuple[str, ...]:
         major = re.search(r"\) (\d+)\.", version)
         if major and int(major[1]) >= 13:
             flags.append("-fexcess-precision=16")
-    else:
-        flags.append("-ffloat16-excess-precision=none")
+    elif os.uname().machine == "x86_64":
+        flags += ["-Xclang", "-ffloat16-excess-precision=none"]
     return tuple(flags)
 
 

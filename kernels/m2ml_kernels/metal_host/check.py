@@ -11,6 +11,7 @@ import numpy as np
 
 from m2ml_kernels.errors import CompileError, KernelError
 from m2ml_kernels.metal_host.build import PLAIN, Constant, Source, Variant, compile_kernel
+from m2ml_kernels.metal_host.errors import SanitizerMissing
 from m2ml_kernels.metal_host.execution import IN_ORDER, Output, Result, Schedule, launch
 from m2ml_kernels.metal_host.findings import Finding
 from m2ml_kernels.metal_host.lint import LinterMissing, lint
@@ -134,6 +135,8 @@ def _trials(case: Case, left: Mapping[int, np.ndarray]) -> Iterator[tuple[str, C
 def _step(name: str, case: Case, run: Callable[[], Outcome]) -> Step:
     try:
         return Step(name, *run())
+    except SanitizerMissing as error:
+        return Step(name, remark=str(error), ran=False)
     except KernelError as error:
         kind = "does not compile" if isinstance(error, CompileError) else "stopped"
         return Step(name, (Finding(kind, case.source.file, 0, str(error)),))

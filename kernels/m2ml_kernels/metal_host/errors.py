@@ -23,3 +23,7 @@ class KernelFault(KernelError, RuntimeError):
 
 class KernelTimeout(KernelError, TimeoutError):
     """A kernel did not end within its time limit."""
+
+
+class SanitizerMissing(KernelError, RuntimeError):
+    """The compiler has no runtime of the sanitizer."""

@@ -14,9 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from m2ml_kernels.metal_host.build import SHIM, Kernel, runtime_library, runtime_program
+from m2ml_kernels.metal_host.build import Kernel, runtime_library, runtime_program
 from m2ml_kernels.metal_host.errors import InvalidLaunch, KernelFault, KernelTimeout
 from m2ml_kernels.metal_host.findings import Finding
+from m2ml_kernels.metal_host.places import place_of
 from m2ml_kernels.metal_host.sanitizers import environment, prefix, read_report
 
 Order = Literal["forward", "reverse", "random"]
@@ -198,9 +199,7 @@ def _run_apart(kernel: Kernel, job: bytes, seconds: float | None) -> tuple[bytes
             raise KernelTimeout(
                 f"{kernel.signature.name} did not end within {seconds:g} s: does it loop, or wait for another thread?"
             ) from None
-        reports = [
-            _own(report, kernel) for report in read_report(done.stderr, sanitizer, [SHIM, SHIM.parent / "runtime"])
-        ]
+        reports = [_own(report, kernel) for report in read_report(done.stderr, sanitizer, kernel.built.path)]
         if result_file.exists():
             return result_file.read_bytes(), reports
     if reports:
@@ -228,23 +227,9 @@ def _finding(line: str, kernel: Kernel) -> Finding:
     thread_at, group_at = (tuple(map(int, text.split(","))) for text in (thread, group))
     found = Finding(kind, file or kernel.file, int(number), what, int(count), thread_at, group_at)
     if int(counter):
-        file, number_at = _source_line(kernel, int(counter))
-        found = replace(found, file=file or kernel.file, line=number_at)
+        file, number_at = place_of(str(kernel.built.path), int(counter))
+        found = _own(replace(found, file=file, line=number_at), kernel)
     return found
-
-
-def _source_line(kernel: Kernel, counter: int) -> tuple[str, int]:
-    """Where in the source the instruction at ``counter`` comes from, if a tool here can say."""
-    command = ["addr2line", "--inlines", "-e", str(kernel.built.path), hex(counter)]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
-    except (OSError, subprocess.SubprocessError):
-        return "", 0
-    for line in said.splitlines():  # from the innermost inlined function outwards
-        file, _, number = line.split(" ")[0].partition(":")
-        if number.isdigit() and not file.startswith(str(SHIM)):
-            return _own_file(file, kernel), int(number)
-    return "", 0
 
 
 def _own(finding: Finding, kernel: Kernel) -> Finding:

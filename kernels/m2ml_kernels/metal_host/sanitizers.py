@@ -7,14 +7,15 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 from m2ml_kernels.metal_host.findings import Finding
+from m2ml_kernels.metal_host.places import NOWHERE, is_ours, place_of
 
 _FRAME = re.compile(
     r"^\s*#\d+ (?:0x[0-9a-f]+ in )?(?P<what>.+?) (?P<file>[^\s(][^()\n]*?):(?P<line>\d+)(?::\d+)?(?: \(|$)", re.M
 )
+_OFFSET = re.compile(r"^\s*#\d+ .*\((?P<object>[^()\s]+)\+0x(?P<at>[0-9a-f]+)\)", re.M)
 _ADDRESS = re.compile(r"ERROR: AddressSanitizer: (\S+)")
 _ACCESS = re.compile(r"^(READ|WRITE) of size (\d+)", re.M)
 _ACCOUNT = re.compile(r"^Metal: ((?:\d+ ){6})(.*)$", re.M)
@@ -47,18 +48,18 @@ def _can_fix_addresses() -> bool:
     )
 
 
-def read_report(log: str, sanitizer: str, ours: Sequence[Path]) -> list[Finding]:
-    """The findings in what a sanitizer printed; frames in the folders ``ours`` are not the kernel's."""
+def read_report(log: str, sanitizer: str, kernel: Path) -> list[Finding]:
+    """The findings in what a sanitizer printed of the compiled ``kernel``."""
     if sanitizer == "address":
-        return _address_report(log, ours)
-    return _race_reports(log, ours) if sanitizer == "thread" else []
+        return _address_report(log, kernel)
+    return _race_reports(log, kernel) if sanitizer == "thread" else []
 
 
-def _address_report(log: str, ours: Sequence[Path]) -> list[Finding]:
+def _address_report(log: str, kernel: Path) -> list[Finding]:
     kind = _ADDRESS.search(log)
     if not kind:
         return []
-    file, line = _place(log, ours)
+    file, line = _place(log, kernel)
     access, account = _ACCESS.search(log), _ACCOUNT.search(log)
     what = f"{access[1].lower()} of {access[2]} bytes" if access else kind[1]
     numbers = tuple(map(int, account[1].split())) if account else ()
@@ -66,13 +67,13 @@ def _address_report(log: str, ours: Sequence[Path]) -> list[Finding]:
     return [Finding("out of bounds", file, line, f"a {what} {where}", 1, numbers[:3], numbers[3:])]
 
 
-def _race_reports(log: str, ours: Sequence[Path]) -> list[Finding]:
+def _race_reports(log: str, kernel: Path) -> list[Finding]:
     found: dict[tuple[object, ...], Finding] = {}
     for report in _RACE.finditer(log + "=" * 18):
         sides = _SIDE.findall(report[0])
         if len(sides) < 2:
             continue
-        places = [_place(frames, ours) for *_, frames in sides[:2]]
+        places = [_place(frames, kernel) for *_, frames in sides[:2]]
         threads = {name: tuple(map(int, rest)) for name, *rest in _THREAD.findall(report[0])}
         first, second = (_who(side[2], threads) for side in sides[:2])
         other = f" in line {places[1][1]}" if places[1][1] else ""
@@ -94,10 +95,14 @@ def _told(who: tuple[int, ...]) -> str:
     return f" by thread {who[:3]} of threadgroup {who[3:]}" if who else ""
 
 
-def _place(frames: str, ours: Sequence[Path]) -> tuple[str, int]:
-    """The innermost place that is the kernel's own."""
+def _place(frames: str, kernel: Path) -> tuple[str, int]:
+    """The innermost place that is the kernel's own, of frames with a line, or else with an object and an offset."""
     for frame in _FRAME.finditer(frames):
-        file = frame["file"]
-        if not any(file.startswith(str(folder)) for folder in ours) and "libsanitizer" not in file:
-            return file, int(frame["line"])
-    return "", 0
+        if not is_ours(frame["file"]) and "libsanitizer" not in frame["file"]:
+            return frame["file"], int(frame["line"])
+    for frame in _OFFSET.finditer(frames):
+        if Path(frame["object"]).name == kernel.name:
+            place = place_of(str(kernel), int(frame["at"], 16))
+            if place != NOWHERE:
+                return place
+    return NOWHERE

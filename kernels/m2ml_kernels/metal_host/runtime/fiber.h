@@ -75,13 +75,14 @@ constexpr int saved_words = 20, return_word = 11;
 #endif
 
 constexpr size_t stack_bytes = 128 * 1024;
+constexpr size_t guard_bytes = 1024 * 1024;  // below a stack; wide, since one large frame steps over a single page
 
 inline size_t page_bytes() {
   static const size_t bytes = size_t(sysconf(_SC_PAGESIZE));
   return bytes;
 }
 
-// Stacks with an inaccessible page below each; a fiber that ends gives its stack to the next one.
+// Stacks with inaccessible memory below each; a fiber that ends gives its stack to the next one.
 class stack_pool {
  public:
   stack_pool() = default;
@@ -95,10 +96,10 @@ class stack_pool {
       free_.pop_back();
       return stack;
     }
-    void* made = mmap(nullptr, stack_bytes + page_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* made = mmap(nullptr, stack_bytes + guard_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (made == MAP_FAILED) return nullptr;
-    mprotect(made, page_bytes(), PROT_NONE);
-    return static_cast<uint8_t*>(made) + page_bytes();
+    mprotect(made, guard_bytes, PROT_NONE);
+    return static_cast<uint8_t*>(made) + guard_bytes;
   }
   void give(uint8_t* stack) {
 #ifdef M2_TSAN
@@ -109,7 +110,7 @@ class stack_pool {
   }
 
  private:
-  static void release(uint8_t* stack) { munmap(stack - page_bytes(), stack_bytes + page_bytes()); }
+  static void release(uint8_t* stack) { munmap(stack - guard_bytes, stack_bytes + guard_bytes); }
   std::vector<uint8_t*> free_;
 };
 

@@ -123,7 +123,7 @@ class group {
       if (memory->describes(address, words)) return true;
     for (auto& memory : argument_blocks_)
       if (memory->describes(address, words)) return true;
-    if (running_ && address < running_->ctx.stack && address >= running_->ctx.stack - 8 * stack_bytes) {
+    if (running_ && address < running_->ctx.stack && address >= running_->ctx.stack - guard_bytes) {
       words = "below the thread's stack of 128 KiB";
       return true;
     }
