@@ -74,7 +74,7 @@ class Selection:
         function = self.kernel.loaded
         assert not isinstance(function, Exception)
         call = self.call
-        return lambda *leaves: jax.tree.leaves(call.run(function, leaves), is_leaf=lambda x: hasattr(x, "shape"))
+        return lambda *leaves: jax.tree.leaves(call.run(function, leaves), is_leaf=lambda x: hasattr(x, "dtype"))
 
 
 @dataclass

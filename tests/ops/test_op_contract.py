@@ -275,3 +275,14 @@ def test_a_definition_that_calls_an_op_obeys_the_same_choice(registered, backend
     outer = m2ml.op(shapes="x[*b n] -> [*b n]", name="outer")(lambda x, /: toy(x)[0])
     assert ran_by_kernel(m2ml.jit(lambda x: (outer(x),), backend=backend), X)
     assert not ran_by_kernel(m2ml.jit(lambda x: (outer(x),), backend=backend, kernels=False), X)
+
+
+def test_a_kernel_may_give_a_tree_that_has_a_shape(registered):
+    """The result of `quantize` has one, and yet it is no array."""
+    from m2ml.ops import quantize
+
+    w = np.ones((2, 64), np.float32)
+    kernel.kernels.register(m2ml.Kernel("quantize", "cpu", "tree", lambda: quantize.definition))
+    jitted = m2ml.jit(lambda w: quantize(w, bits=4), backend="cpu")
+    assert "quantize: kernel tree" in str(jitted.explain(w))
+    np.testing.assert_array_equal(jitted(w).packed, quantize(w, bits=4).packed)
