@@ -21,6 +21,7 @@ from m2ml.kernel import keeper
 from m2ml.program import Program
 from m2ml_mlx import convert
 from m2ml_mlx.gaps import GAPS
+from m2ml_mlx.kernels.source import on_host
 from m2ml_mlx.regions import CALLBACKS, Partition, Partitioner, Region, run_on_cpu, stack
 from m2ml_mlx.rules import rules
 
@@ -48,6 +49,8 @@ class MlxBackend:
         self._lock = threading.RLock()
 
     def devices(self) -> Sequence[Device]:
+        if on_host():
+            return (Device("metal (host)", f"{platform.machine()} (MLX {mx.__version__}, Metal kernels on the CPU)"),)
         if convert.on_gpu():
             info = mx.device_info()
             return (Device("gpu", f"{info['device_name']} (MLX)", int(info["memory_size"])),)

@@ -1,0 +1,17 @@
+// y = activation((x - mean) / sqrt(variance + eps) * weight + bias), per channel, channels last: inference.
+//
+// Four elements a thread. Must move: one array in, one out; moves that; the channels' numbers stay in the cache.
+// ACTIVATION numbers none, relu, relu6, silu, gelu_tanh.
+const uint channels = mean_shape[0];
+const uint first = 4 * thread_position_in_grid.x;
+for (uint i = first; i < min(first + 4, uint(count)); ++i) {
+  const uint c = i % channels;
+  float v = (float(x[i]) - float(mean[c])) * metal::precise::rsqrt(float(variance[c]) + eps);
+  if (WEIGHTED) v *= float(weight[c]);
+  if (BIASED) v += float(bias[c]);
+  if (ACTIVATION == 1 || ACTIVATION == 2) v = v <= 0.0f ? 0.0f : v;
+  if (ACTIVATION == 2) v = v >= 6.0f ? 6.0f : v;
+  if (ACTIVATION == 3) v = silu(v);
+  if (ACTIVATION == 4) v = v * sigmoid(1.5957691216057308f * (v + 0.044715f * v * v * v));
+  y[i] = T(v);
+}

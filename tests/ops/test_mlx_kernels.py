@@ -1,0 +1,204 @@
+"""Kernels of the mlx backend: Metal sources on the Metal host against the oracle, CUDA sources through nvcc."""
+
+import itertools
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import mlx.core as mx
+import numpy as np
+import pytest
+from m2ml_kernels.metal_host import Schedule, emulate
+from m2ml_mlx.kernels import cuda, metal, source
+
+import m2ml.ops  # noqa: F401 - registers the ops
+from m2ml.equivalence.ops import (
+    Implementation,
+    assert_agrees,
+    call_of,
+    check_gradient,
+    check_values,
+    in_dtype,
+    what_ran,
+)
+from m2ml.errors import Disagreement
+from m2ml.op import Sample, ops
+from m2ml.plugins import registry
+
+HOST = Implementation("mlx", True)
+FORWARD = [kernel for kernel in metal.KERNELS if kernel.op in ops]
+
+
+@pytest.fixture
+def metal_host():
+    """MLX with Metal's kernels on the CPU: its device is "metal (host)"."""
+    with emulate():
+        assert [device.kind for device in registry.get("mlx").devices()] == ["metal (host)"]
+        yield
+
+
+def taken(op, dtype):
+    """The samples of an op that a Metal kernel runs here."""
+    every = list(op.samples())
+    return [s for s, ran in zip(every, what_ran(op, every, "mlx", dtype), strict=True) if ran.startswith("metal/")]
+
+
+def check_every_sample(op):
+    for sample in taken(op, np.float32):
+        check_values(op, sample, np.float32, [HOST])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16], ids=["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("kernel", FORWARD, ids=lambda k: k.name)
+def test_a_metal_kernel_agrees_with_its_op(metal_host, kernel, dtype):
+    op = ops[kernel.op]
+    samples = taken(op, dtype)
+    assert len(samples) > len(list(op.samples())) // 3
+    for sample in samples:
+        check_values(op, sample, dtype, [HOST])
+
+
+@pytest.mark.parametrize("kernel", FORWARD, ids=lambda k: k.name)
+def test_the_order_of_threads_does_not_matter(kernel):
+    """Backwards, and in a random order with other sums; fresh memory holds numbers instead of NaN."""
+    for schedule in (Schedule("reverse", fill=0x3F), Schedule("random", seed=3, shuffle_reductions=True)):
+        with emulate(schedule=schedule):
+            for sample in taken(ops[kernel.op], np.float32)[::5]:
+                check_values(ops[kernel.op], sample, np.float32, [HOST])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["float32", "float16"])
+def test_the_gradient_of_the_loss_agrees(metal_host, dtype):
+    for sample in taken(ops["softmax_cross_entropy"], np.float32)[::2]:
+        check_gradient(ops["softmax_cross_entropy"], sample, dtype, [HOST])
+
+
+def test_gradients_of_a_linear_loss_are_those_of_its_forward_pass(metal_host):
+    for sample in taken(ops["linear_cross_entropy"], np.float32)[::2]:
+        check_gradient(ops["linear_cross_entropy"], sample, np.float32, [HOST])
+
+
+def test_long_rows_are_summed_by_many_simdgroups(metal_host):
+    """More elements than a threadgroup's threads take once: the loops and the sum over simdgroups."""
+    x = np.random.default_rng(0).standard_normal((3, 5003)).astype(np.float32)
+    for name, args in (("add_rms_norm", (x, x[::-1].copy(), x[0])), ("softmax_cross_entropy", (x, np.arange(3)))):
+        op, sample = ops[name], Sample("long", args, {"label_smoothing": 0.1} if name[0] == "s" else {})
+        assert list(what_ran(op, [sample], "mlx", np.float32)) == [f"metal/{name}"]
+        assert_agrees(name, call_of(op, sample), call_of(op.definition, sample), args, [HOST])
+
+
+#: Wrong bodies: the file, what stands there, what is put in its place.
+WRONG = [
+    ("swiglu", "4 * thread", "3 * thread"),
+    ("swiglu", "T(silu", "T(sigmoid"),
+    ("add_rms_norm", "size_t(threadgroup_position_in_grid.x) * n", "0"),
+    ("add_rms_norm", "+ eps", ""),
+    ("add_rms_norm", "WEIGHTED ?", "false ?"),
+    ("batch_norm_act", "i % channels", "i / channels % channels"),
+    ("batch_norm_act", "v >= 6.0f", "false"),
+    ("adamw_update", "numbers[5]", "0.0f"),
+    ("adamw_update", "step += numbers[6] * p;", ""),
+    ("rope", "row / heads", "row % heads"),
+    ("rope", "* magnitude, s", ", s"),
+    ("softmax_cross_entropy", "label == ignore_index", "false"),
+    ("softmax_cross_entropy", "size_t(row) * size", "0"),
+]
+
+
+@pytest.mark.parametrize(("name", "right", "wrong"), WRONG, ids=lambda text: text if text.isidentifier() else "")
+def test_a_wrong_body_is_caught(metal_host, monkeypatch, name, right, wrong):
+    text, path = source.text, f"metal/{name}.metal"
+    assert right in text(path)
+    monkeypatch.setattr(
+        source, "text", lambda asked: text(asked).replace(right, wrong) if asked == path else text(asked)
+    )
+    with pytest.raises(Disagreement):
+        check_every_sample(ops[name])
+
+
+def test_a_metal_kernel_says_why_it_does_not_run():
+    shape = jax.ShapeDtypeStruct((2, 9), np.float32)
+    with emulate():
+        kernel = next(k for k in metal.KERNELS if k.op == "swiglu")
+        assert kernel.accepts(shape, shape) == ""
+        assert "different dtypes" in kernel.accepts(shape, jax.ShapeDtypeStruct((2, 9), np.float16))
+        norm = next(k for k in metal.KERNELS if k.op == "batch_norm_act").accepts
+        assert norm(shape, train=True, activation="relu") == "it is for inference"
+        assert norm(shape, train=False, activation="gelu") == "it does not have the activation gelu"
+    assert "for fewer than 8 rows, here 2" in source.worthwhile(shape)
+    assert source.worthwhile(jax.ShapeDtypeStruct((8, 9), np.float32)) == ""
+    assert source.worthwhile(jax.ShapeDtypeStruct((0, 9), np.float32)) == "there are no elements"
+    assert "more than it counts" in source.worthwhile(jax.ShapeDtypeStruct((2**20, 2**11), np.float32))
+
+
+@pytest.mark.skipif(mx.metal.is_available(), reason="this machine has Metal")
+def test_without_metal_a_kernel_says_so():
+    shape = jax.ShapeDtypeStruct((16, 9), np.float32)
+    for kernel in (k for k in metal.KERNELS if k.op == "swiglu"):
+        assert kernel.accepts(shape, shape) == "there is no Metal"
+
+
+CUDA_TYPES = {mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.int32: "int32_t"}
+
+
+class Cuda:
+    """Stands in for MLX's maker of CUDA kernels: writes what MLX writes around a body, and runs nothing."""
+
+    def __init__(self):
+        self.text = "#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n#include <cstdint>\n"
+        self.text += (
+            "struct Shape { int32_t sizes[10]; __device__ int operator[](int i) const { return sizes[i]; } };\n"
+        )
+        self.count = 0
+
+    def __call__(self, name, input_names, output_names, source, header):
+        def call(*, inputs, output_shapes, output_dtypes, grid, threadgroup, template):
+            arrays = [x if isinstance(x, mx.array) else mx.array(x) for x in inputs]
+            parameters = []
+            for array, given in zip(arrays, input_names, strict=True):
+                parameters.append(f"const {CUDA_TYPES[array.dtype]}* {given}")
+                if f"{given}_shape" in source:
+                    parameters.append(f"const __grid_constant__ Shape {given}_shape")
+            pairs = zip(output_dtypes, output_names, strict=True)
+            parameters += [f"{CUDA_TYPES[dtype]}* {given}" for dtype, given in pairs]
+            chosen = [self.constant(*pair) for pair in template]
+            body = "\n".join([*chosen, source])
+            self.text += "" if header in self.text else header
+            self.text += f"__global__ void {name}_{self.count}({', '.join(parameters)}) {{\n{body}\n}}\n"
+            self.count += 1
+            return [mx.zeros(shape, dtype) for shape, dtype in zip(output_shapes, output_dtypes, strict=True)]
+
+        return call
+
+    def constant(self, name, value):
+        if isinstance(value, bool):
+            return f"constexpr bool {name} = {str(value).lower()};"
+        return f"using {name} = {CUDA_TYPES[value]};"
+
+
+@pytest.fixture
+def cuda_text(monkeypatch):
+    """The CUDA sources of every kernel on a sample of its op in every dtype."""
+    made = Cuda()
+    monkeypatch.setattr(mx.fast, "cuda_kernel", made)
+    backend = registry.get("mlx")
+    for kernel in cuda.KERNELS:
+        samples = [s for s in ops[kernel.op].samples() if all(np.size(x) for x in jax.tree.leaves(s.args))]
+        for sample, dtype in itertools.product(samples[:2], (np.float32, jnp.bfloat16, np.float16)):
+            call, leaves = ops[kernel.op].bind(in_dtype(sample, dtype), sample.static)
+            outs = jax.tree.leaves(call.run(kernel.loaded, [backend.from_host(np.asarray(x)) for x in leaves]))
+            expected = jax.tree.leaves(call.out(leaves))
+            assert [tuple(y.shape) for y in outs] == [y.shape for y in expected]
+    return made.text
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc, which compiles CUDA sources, is not installed")
+@pytest.mark.parametrize("wrong", [False, True], ids=["right", "wrong"])
+def test_cuda_sources_compile(cuda_text, tmp_path, wrong):
+    """To PTX: a check of the language, not of what they compute."""
+    file = tmp_path / "kernels.cu"
+    file.write_text(cuda_text.replace("eps[0]", "eps[0]->x") if wrong else cuda_text)
+    command = ["nvcc", "-ptx", "-std=c++17", "-arch=sm_80", str(file), "-o", str(tmp_path / "kernels.ptx")]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (said.returncode != 0) == wrong, said.stderr
