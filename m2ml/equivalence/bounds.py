@@ -21,7 +21,7 @@ import numpy as np
 from m2ml import compat
 from m2ml.control import CONTROL_FLOW
 from m2ml.equivalence.functions import FUNCTION_UNITS, function_scale
-from m2ml.equivalence.moves import blocks, move
+from m2ml.equivalence.moves import blocks, held, move
 from m2ml.interpreter import Equation
 
 Array = np.ndarray[Any, Any]
@@ -54,6 +54,9 @@ _COMPLEX_ROUNDED = frozenset({"abs", "sign"})
 
 #: Primitives correctly rounded by every engine, to half a unit in the last place; complex ones from rounded parts.
 ROUNDED = frozenset("add add_any convert_element_type div mul neg sqrt square sub".split())
+
+#: Those that move by a unit of their real result, whatever their operands.
+_BY_A_UNIT = ROUNDED - EXACT - {"convert_element_type"}
 
 #: Sums of products or values: the error grows with the number of terms.
 SUMS = frozenset(
@@ -93,7 +96,10 @@ def flushed(x: Array, dtype: Any) -> Array:
     if not unit(dtype) or np.dtype(dtype) == np.float16:
         return x
     parts = (x.real, x.imag) if np.iscomplexobj(x) else (x,)
-    subnormal = [(part != 0) & (np.abs(part) < tiny(dtype)) for part in parts]
+    small = [np.abs(part) < tiny(dtype) for part in parts]
+    if not any(s.any() for s in small):
+        return x
+    subnormal = [s & (part != 0) for s, part in zip(small, parts, strict=True)]
     if not any(s.any() for s in subnormal):
         return x
     zeroed = [np.where(s, np.copysign(0.0, part), part) for s, part in zip(subnormal, parts, strict=True)]
@@ -234,11 +240,16 @@ class Perturbation:
     def __call__(self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
         if self.nearest:
             inputs, outputs = self._flushed(equation, inputs, outputs)
+        units = [unit(aval.dtype) for aval in equation.outputs]
+        each = list(zip(outputs, units, equation.outputs, strict=True))
+        if self.nearest and equation.name in ROUNDED:
+            return [held(y, aval.dtype) if u else y for y, u, aval in each]
+        if equation.name in _BY_A_UNIT and not any(map(np.iscomplexobj, outputs)):
+            return [move(y, None, aval.dtype, self.generator, u) if u else y for y, u, aval in each]
         scale = self.scales.of if self.scales else error_scale
         scales = scale(equation, inputs, outputs, lambda *xs: self.apply(equation, xs))
-        held = self.nearest and equation.name in ROUNDED
-        each = zip(outputs, scales, equation.outputs, strict=True)
-        return [y if s is None else move(y, 0.0 if held else s, aval.dtype, self.generator) for y, s, aval in each]
+        moved = zip(outputs, scales, equation.outputs, strict=True)
+        return [y if s is None else move(y, s, aval.dtype, self.generator) for y, s, aval in moved]
 
     def _flushed(
         self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]

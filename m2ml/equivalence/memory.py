@@ -17,6 +17,11 @@ from m2ml.precision import wide
 from m2ml.program import Program
 
 
+#: What an engine takes to compile a program, and what an allocator loses between arrays: benchmarks/bench_compare.py
+#: measures both on train steps.
+COMPILING, FRAGMENTS = 64_000_000, 1.1
+
+
 @dataclass(frozen=True)
 class Need:
     """Bytes that a comparison takes at its worst moment beside its arguments: the largest of its three stages.
@@ -33,7 +38,8 @@ class Need:
 
     @property
     def bytes(self) -> int:
-        return max(self.engine, self.reference, self.judging) + self.results
+        arrays = max(self.engine, self.reference, self.judging) + self.results
+        return COMPILING + int(FRAGMENTS * arrays)
 
 
 def _wide_bytes(aval: Any) -> int:

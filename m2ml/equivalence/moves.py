@@ -35,27 +35,44 @@ def _directions() -> Array:
     return np.where(draw < 0.5, draw - 1, draw)
 
 
-def move(output: Array, scale: Array | float, dtype: Any, generator: np.random.Generator) -> Array:
-    """``output`` moved by half of ``scale`` to all of it, up or down, rounded to ``dtype``; what is not finite stays.
-
-    ``output`` is a wide array; so is the result.
-    """
+def held(output: Array, dtype: Any) -> Array:
+    """A wide array as ``dtype`` holds its numbers."""
     if output.size <= BLOCK:
-        draw = generator.random(output.shape, np.float32)
-        return np.asarray(_moved(output, scale, np.where(draw < 0.5, draw - 1, draw), dtype))
+        return widen(narrow(output, dtype))
     flat, result = output.reshape(-1), np.empty(output.size, output.dtype)
-    scales = np.broadcast_to(scale, output.shape).reshape(-1)
     for block in blocks(flat.size):
-        first = int(generator.integers(_DRAWN - BLOCK))
-        directions = _directions()[first : first + flat[block].size]
-        result[block] = _moved(flat[block], scales[block], directions, dtype)
+        result[block] = narrow(flat[block], dtype)
     return result.reshape(output.shape)
 
 
-def _moved(output: Array, scale: Array | float, directions: Array, dtype: Any) -> Array:
+def move(output: Array, scale: Array | None, dtype: Any, generator: np.random.Generator, u: float = 1.0) -> Array:
+    """``output`` moved by half of ``u * scale`` to all of it, up or down, rounded to ``dtype``; infinities stay.
+
+    ``output`` is a wide array; so is the result. Without ``scale`` it is the size of ``output`` itself.
+    """
+    if output.size <= BLOCK:
+        directions = _draw(output.size, generator).reshape(output.shape)
+        return _moved(output, output if scale is None else scale, u, directions, dtype)
+    flat, result = output.reshape(-1), np.empty(output.size, output.dtype)
+    scales = flat if scale is None else np.broadcast_to(scale, output.shape).reshape(-1)
+    for block in blocks(flat.size):
+        directions = _draw(flat[block].size, generator)
+        result[block] = _moved(flat[block], scales[block], u, directions, dtype)
+    return result.reshape(output.shape)
+
+
+def _draw(size: int, generator: np.random.Generator) -> Array:
+    """At most `BLOCK` random directions."""
+    first = int(generator.integers(_DRAWN - BLOCK))
+    return _directions()[first : first + size]
+
+
+def _moved(output: Array, scale: Array, u: float, directions: Array, dtype: Any) -> Array:
     with np.errstate(all="ignore"):
-        moved = directions * scale
-        moved = moved + output
+        shift = directions * u if u != 1.0 else directions
+        moved = shift * scale + output
         if not np.isfinite(moved).all():
             moved = np.where(np.isfinite(output), moved, output)
+        if np.dtype(dtype) == np.float32:  # what narrow and widen do, without their other cases
+            return np.asarray(moved.astype(np.float32).astype(np.float64))
         return widen(narrow(moved, dtype))
