@@ -21,7 +21,7 @@ from m2ml.program import Program
 from m2ml.staged import Staged
 
 #: The modules of the suite, in the order in which they run; each has ``checks(subject) -> Iterable[Check]``.
-PARTS = ("contract", "dtypes", "primitives", "programs", "gradients", "random_numbers", "errors", "resources")
+PARTS = ("contract", "dtypes", "primitives", "programs", "gradients", "random_numbers", "ops", "errors", "resources")
 
 #: How a backend refuses what it does not do.
 REFUSALS = (UnsupportedPrimitive, UnsupportedDtype)
