@@ -115,6 +115,7 @@ def samples() -> Iterator[Sample]:
     yield Sample("no leading axis", (normal((5,), 1), np.int32(4)))
     yield Sample("two leading axes", (normal((2, 3, 9), 2), labels_of((2, 3), 9)), {"return_lse": True})
     yield Sample("no tokens", (normal((0, 9)), labels_of((0,), 9)))
+    yield Sample("nine tokens", (normal((9, 5), 8), labels_of((9,), 5, 7)), {"return_lse": True})
     yield Sample("ignored", (normal((7, 9), 3), labels_of((7,), 9, 2, -100)), {"return_lse": True})
     yield Sample("ignored 0", (normal((7, 9), 4), labels_of((7,), 9, 3, 0)), {"ignore_index": 0})
     yield Sample("all ignored", (normal((2, 5), 4), np.full((2,), -1, np.int32)), {"ignore_index": -1})

@@ -12,7 +12,9 @@ import pytest
 from m2ml_kernels.metal_host import Schedule, emulate
 from m2ml_mlx.kernels import cuda, metal, source
 
-import m2ml.ops  # noqa: F401 - registers the ops
+import m2ml
+import m2ml.ops  # registers the ops
+from m2ml import compat
 from m2ml.equivalence.ops import (
     Implementation,
     assert_agrees,
@@ -23,6 +25,7 @@ from m2ml.equivalence.ops import (
     what_ran,
 )
 from m2ml.errors import Disagreement
+from m2ml.kernel import select
 from m2ml.op import Sample, ops
 from m2ml.plugins import registry
 
@@ -55,7 +58,7 @@ def test_a_metal_kernel_agrees_with_its_op(metal_host, kernel, dtype):
     op = ops[kernel.op]
     samples = taken(op, dtype)
     assert len(samples) > len(list(op.samples())) // 3
-    for sample in samples:
+    for sample in samples if dtype == np.float32 else samples[::3]:
         check_values(op, sample, dtype, [HOST])
 
 
@@ -86,6 +89,78 @@ def test_long_rows_are_summed_by_many_simdgroups(metal_host):
         op, sample = ops[name], Sample("long", args, {"label_smoothing": 0.1} if name[0] == "s" else {})
         assert list(what_ran(op, [sample], "mlx", np.float32)) == [f"metal/{name}"]
         assert_agrees(name, call_of(op, sample), call_of(op.definition, sample), args, [HOST])
+
+
+def numbers(*shape):
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+HEADS = numbers(2, 40, 4, 32) * 3, numbers(2, 130, 2, 32), numbers(2, 130, 2, 33)
+NORMS = (numbers(300, 33), numbers(33)), (numbers(300, 33) + 9, numbers(33), numbers(33) + 1)
+#: Arguments on which what MLX rounds to half precision on the way would be seen.
+TELLING = [
+    ("rms_norm", NORMS[0], {}),
+    ("layer_norm", NORMS[1], {}),
+    ("attention", HEADS, {"causal": True}),
+    ("attention", (*HEADS, numbers(2, 1, 40, 130)), {"causal": True, "window": 20}),
+    ("softmax_cross_entropy", (numbers(20, 1000) * 5, np.arange(20, dtype=np.int32)), {}),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16], ids=["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("name", "args", "static"), TELLING, ids=[case[0] for case in TELLING])
+def test_mlx_functions_round_half_precision_once(name, args, static, dtype):
+    op, sample = ops[name], Sample("telling", args, static)
+    given = in_dtype(sample, dtype)
+    assert_agrees(name, call_of(op, sample), call_of(op.definition, sample), given, [HOST])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16], ids=["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("name", "args"), [("rms_norm", NORMS[0]), ("layer_norm", NORMS[1])])
+def test_gradients_of_norms_of_many_rows(name, args, dtype):
+    """In half precision MLX's own derivative rounds inside, and adds 300 rows in it: the definition's runs."""
+    check_gradient(ops[name], Sample("many rows", args), dtype, [HOST])
+
+
+#: Why MLX's own functions decline: the op, its arguments, what is said.
+DECLINED = [
+    ("rms_norm", (HEADS[0], np.ones(32, np.float16)), {}, "a weight has another dtype"),
+    ("layer_norm", (numbers(3, 0), None, None), {}, "the last axis is empty"),
+    ("attention", HEADS, {"soft_cap": 2.0}, "MLX's has no soft cap"),
+    ("attention", HEADS, {"return_lse": True}, "gives no log-sum-exp"),
+    ("attention", (HEADS[0], *(x.astype(np.float16) for x in HEADS[1:])), {}, "q, k and v have different dtypes"),
+    ("softmax_cross_entropy", (numbers(3, 4), np.arange(3)), {"z_loss": 0.1}, "MLX's has no z_loss"),
+    ("softmax_cross_entropy", (numbers(3, 4).astype(np.float16), np.arange(3)), {}, "it does not take float16"),
+    ("quantize", (numbers(2, 32),), {"mode": "mxfp4"}, "MLX rounds mxfp4 otherwise"),
+]
+
+
+@pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="the reasons are those of MLX on a CPU")
+@pytest.mark.parametrize(("name", "args", "static", "said"), DECLINED)
+def test_mlx_functions_decline_what_they_lack(name, args, static, said):
+    call, leaves = ops[name].bind(args, static)
+    selection = select(call, [compat.abstract(x) for x in leaves], "mlx", "cpu")
+    assert selection.kernel is None
+    assert any(said in reason for reason in selection.reasons.values()), dict(selection.reasons)
+
+
+@pytest.mark.parametrize("kernel", FORWARD, ids=lambda k: k.name)
+def test_a_gpu_would_run_each_metal_kernel_on_some_sample(monkeypatch, kernel):
+    """However few rows it declines; what is chosen is looked at, nothing runs."""
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    chosen = set()
+    for sample in ops[kernel.op].samples():
+        call, leaves = ops[kernel.op].bind(in_dtype(sample, np.float32), sample.static)
+        found = select(call, [compat.abstract(x) for x in leaves], "mlx", "gpu").kernel
+        chosen.add(found.name if found else "")
+    assert kernel.name in chosen
+
+
+def test_explain_says_that_metal_runs_on_the_host(metal_host):
+    gate = numbers(4, 8)
+    jitted = m2ml.jit(lambda x: ops["swiglu"](x, x), backend="mlx")
+    assert "swiglu: kernel metal/swiglu" in str(jitted.explain(gate))
+    np.testing.assert_allclose(m2ml.get(jitted(gate)), gate * gate / (1 + np.exp(-gate)), rtol=1e-5)
 
 
 #: Wrong bodies: the file, what stands there, what is put in its place.

@@ -30,9 +30,13 @@ def rms_norm(x: Any, weight: Any = None, *, eps: float) -> Any:
 
 
 def layer_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float) -> Any:
+    """Widened where there is a bias: MLX rounds what it adds it to."""
     import mlx.core as mx
 
-    return mx.fast.layer_norm(x, weight, bias, eps)
+    if bias is None or x.dtype == mx.float32:
+        return mx.fast.layer_norm(x, weight, bias, eps)
+    scale = None if weight is None else weight.astype(mx.float32)
+    return mx.fast.layer_norm(x.astype(mx.float32), scale, bias.astype(mx.float32), eps).astype(x.dtype)
 
 
 def _gradients(function: Function) -> Function:
@@ -100,7 +104,8 @@ def dequantize(w: Any, *, dtype: Any) -> Any:
 
     from m2ml_mlx.rules.table import mlx_dtype
 
-    packed, scales, biases = (None if x is None else x.reshape(-1, x.shape[-1]) for x in (w.packed, w.scales, w.biases))
+    rows: Any = [None if x is None else x.reshape(-1, x.shape[-1]) for x in (w.packed, w.scales, w.biases)]
+    packed, scales, biases = rows
     found = mx.dequantize(packed, scales, biases, group_size=w.group_size, bits=w.bits, mode=w.mode).reshape(w.shape)
     return found if dtype is None else found.astype(mlx_dtype(dtype))
 
@@ -123,6 +128,12 @@ def multiplies(x: Any, w: Any, **static: Any) -> str:
     return "scales have another dtype" if w.mode == "affine" and w.scales.dtype != x.dtype else ""
 
 
+def _derivative(op: str, run: Function) -> Kernel:
+    """In float32 alone: in half precision MLX rounds inside, and adds the rows' gradients of a weight in it."""
+    name = f"mx.fast.{op}, vjp"
+    return _fast(f"{op}_backward", _gradients(run), name, accepts=same_dtypes_backward, dtypes=("float32",))
+
+
 def _wide_enough(backend: str) -> dict[str, Any]:
     """MLX's CPU adds products, and reduces logits, in half precision; its GPUs in float32."""
     if backend == "cpu":
@@ -140,9 +151,9 @@ def _per_device(op: str, run: Function, name: str, accepts: Callable[..., str]) 
 
 KERNELS = (
     _fast("rms_norm", rms_norm, accepts=same_dtype),
-    _fast("rms_norm_backward", _gradients(rms_norm), "mx.fast.rms_norm, vjp", accepts=same_dtypes_backward),
+    _derivative("rms_norm", rms_norm),
     _fast("layer_norm", layer_norm, accepts=same_dtype),
-    _fast("layer_norm_backward", _gradients(layer_norm), "mx.fast.layer_norm, vjp", accepts=same_dtypes_backward),
+    _derivative("layer_norm", layer_norm),
     _fast("attention", attention.attention, "mx.fast.scaled_dot_product_attention", accepts=attention.takes),
     _fast("quantize", quantize, "mx.quantize", accepts=quantizes),
     _fast("dequantize", dequantize, "mx.dequantize", accepts=dequantizes),

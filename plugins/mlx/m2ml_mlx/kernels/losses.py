@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from m2ml_mlx.kernels.shared import rows_of
-from m2ml_mlx.kernels.source import Source, each_row, worthwhile
+from m2ml_mlx.kernels.source import MOST_ELEMENTS, Source, each_row, worthwhile
 
 ROWS = Source("metal", "softmax_cross_entropy", ("logits", "labels", "numbers", "ignore_index"), ("losses", "lse"))
 GRADIENT = Source(
@@ -56,9 +56,9 @@ def softmax_cross_entropy_backward(args: Any, outputs: Any, cotangents: Any, *, 
     logits, labels = args
     of_loss = cotangents[0]
     of_lse = cotangents[1] if len(cotangents) > 1 else mx.zeros_like(of_loss)
-    per_row = [x.reshape(-1) for x in (outputs[1], of_loss, of_lse)]
-    flat = rows_of(logits), labels.astype(mx.int32).reshape(-1), *per_row
-    return (_gradient(*flat, dict(static)).reshape(logits.shape),)
+    targets = labels.astype(mx.int32)
+    targets, lse, of_loss, of_lse = (x.reshape(-1) for x in (targets, outputs[1], of_loss, of_lse))
+    return (_gradient(rows_of(logits), targets, lse, of_loss, of_lse, dict(static)).reshape(logits.shape),)
 
 
 def linear_cross_entropy(hidden: Any, weight: Any, labels: Any, **static: Any) -> Any:
@@ -101,4 +101,8 @@ def some_rows_backward(args: Any, *rest: Any, **static: Any) -> str:
 
 
 def some_tokens(hidden: Any, weight: Any, labels: Any, **static: Any) -> str:
-    return worthwhile(hidden)
+    """However few: the logits, and passes over them, are what it saves."""
+    if not hidden.size:
+        return "there are no elements"
+    most = max(LOGITS, weight.shape[0] * (static["rows"] or 1))
+    return "a block has more logits than it counts" if most >= MOST_ELEMENTS else ""
