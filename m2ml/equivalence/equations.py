@@ -34,10 +34,13 @@ from m2ml.precision import narrow, widen
 
 Array = np.ndarray[Any, Any]
 
+#: A distance that allows a zero either sign, and nothing else.
+EITHER_ZERO = float(np.nextafter(0.0, 1.0))
+
 #: Primitives that may give zeros of either sign. A sum does by what it starts from, and a sine on MLX's CPU; of
 #: zeros of both signs XLA and MLX take different ones for the extremum.
 ANY_ZERO = SUMS - {"cumprod", "reduce_prod", "scatter_mul"} | set(
-    "clamp cummax cummin scatter_max scatter_min sin".split()
+    """clamp cummax cummin reduce_max reduce_min reduce_window_max reduce_window_min scatter_max scatter_min sin""".split()
 )
 
 #: Equations remembered by `same_equation`; beyond this many they are forgotten and compiled again.
@@ -94,7 +97,7 @@ def _bounds(equation: Equation, wide: Sequence[Array], runs: int) -> list[Bound]
     lost *= 2 if any(map(np.iscomplexobj, expected)) else 1
     bounds = []
     for y, s, aval in zip(expected, scales, equation.outputs, strict=True):
-        allowed = np.full(y.shape, np.nextafter(0.0, 1.0) if equation.name in ANY_ZERO else 0.0)
+        allowed = np.full(y.shape, EITHER_ZERO if equation.name in ANY_ZERO else 0.0)
         if s is not None and equation.name in ROUNDED and not np.iscomplexobj(y):
             allowed = np.where((y != 0) & (np.abs(y) < tiny(aval.dtype)), tiny(aval.dtype), 0.0)
         elif s is not None:
@@ -117,7 +120,9 @@ def _or_else(bound: Bound, other: Array, steady: bool) -> Bound:
         same = (other == bound.expected) | (np.isnan(other) & np.isnan(bound.expected))
         distance = np.abs(other - bound.expected)
     near = ~same & np.isfinite(distance) & ((distance <= tiny(bound.dtype)) | steady)
-    allowed = np.where(near, bound.allowed + distance, bound.allowed)
+    turned = (distance == 0) & (np.signbit(np.real(other)) != np.signbit(np.real(bound.expected)))
+    allowed = np.where(turned, np.maximum(bound.allowed, EITHER_ZERO), bound.allowed)
+    allowed = np.where(near, allowed + distance, allowed)
     return replace(bound, allowed=allowed, unstable=bound.unstable | (~same & ~near))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from m2ml.equivalence.primitives.cases import Case, covers, public
-from m2ml.equivalence.primitives.values import COMPLEX, FLOATS, INTEGERS, Draw, array, dtype_among, one_of
+from m2ml.equivalence.primitives.values import COMPLEX, FLOATS, INTEGERS, Draw, array, coin, dtype_among, one_of
 
 LENGTHS = (0, 1, 2, 3, 7)
 
@@ -18,11 +18,11 @@ LENGTHS = (0, 1, 2, 3, 7)
 def dot_general(draw: Draw, name: str) -> Case:
     """Any number of batch, contracted and free axes, in any order on both sides."""
     dtype = dtype_among(draw, *FLOATS, *INTEGERS, *COMPLEX, "bool")
-    batch = [one_of(draw, *LENGTHS) for _ in range(draw(st.integers(0, 2)))]
-    inner = [one_of(draw, *LENGTHS) for _ in range(draw(st.integers(0, 2)))]
+    batch = [one_of(draw, *LENGTHS) for _ in range(one_of(draw, *range(0, 3)))]
+    inner = [one_of(draw, *LENGTHS) for _ in range(one_of(draw, *range(0, 3)))]
     sides = []
     for _ in range(2):
-        free = [one_of(draw, *LENGTHS) for _ in range(draw(st.integers(0, 2)))]
+        free = [one_of(draw, *LENGTHS) for _ in range(one_of(draw, *range(0, 3)))]
         sizes = [*batch, *inner, *free]
         place = draw(st.permutations(range(len(sizes))))
         shape = [0] * len(sizes)
@@ -41,7 +41,7 @@ def dot_general(draw: Draw, name: str) -> Case:
 
 @covers("ragged_dot", "ragged_dot_general")
 def ragged_dot(draw: Draw, name: str) -> Case:
-    rows, inner, columns, groups = (draw(st.integers(1, 5)) for _ in range(4))
+    rows, inner, columns, groups = (one_of(draw, *range(1, 6)) for _ in range(4))
     sizes = np.random.default_rng(draw(st.integers(0, 99))).multinomial(rows, np.full(groups, 1 / groups))
     left = array(draw, (rows, inner), "float32", finite=True)
     right = array(draw, (groups, inner, columns), "float32", finite=True)
@@ -51,19 +51,19 @@ def ragged_dot(draw: Draw, name: str) -> Case:
 @covers("conv_general_dilated")
 def convolution(draw: Draw, name: str) -> Case:
     """One to three spatial axes, strides, dilations, padding (negative too), groups and any order of axes."""
-    rank, groups = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    by_batch = draw(st.booleans())
+    rank, groups = one_of(draw, *range(1, 4)), one_of(draw, *range(1, 4))
+    by_batch = coin(draw)
     batch_groups, feature_groups = (groups, 1) if by_batch else (1, groups)
-    batch, inputs = draw(st.integers(1, 2)) * batch_groups, draw(st.integers(1, 3)) * feature_groups
-    outputs = draw(st.integers(1, 2)) * groups
-    kernel = [draw(st.integers(1, 3)) for _ in range(rank)]
+    batch, inputs = one_of(draw, *range(1, 3)) * batch_groups, one_of(draw, *range(1, 4)) * feature_groups
+    outputs = one_of(draw, *range(1, 3)) * groups
+    kernel = [one_of(draw, *range(1, 4)) for _ in range(rank)]
     spatial = [draw(st.integers(1, 6 if rank < 3 else 3)) for _ in range(rank)]
-    strides, lhs_dilation, rhs_dilation = ([draw(st.integers(1, 3)) for _ in range(rank)] for _ in range(3))
+    strides, lhs_dilation, rhs_dilation = ([one_of(draw, *range(1, 4)) for _ in range(rank)] for _ in range(3))
     padding = []
     for n, k, inside, outside in zip(spatial, kernel, lhs_dilation, rhs_dilation, strict=True):
         short = (k - 1) * outside - (n - 1) * inside
         low = draw(st.integers(-1 if n > 2 else 0, 3))
-        padding.append((low, max(draw(st.integers(-1, 3)), short - low)))
+        padding.append((low, max(one_of(draw, *range(-1, 4)), short - low)))
     orders = [draw(st.permutations(range(rank + 2))) for _ in range(3)]
     numbers = lax.ConvDimensionNumbers(*(tuple(order) for order in orders))
     left = _placed([batch, inputs, *spatial], orders[0])
@@ -98,8 +98,8 @@ def _placed(sizes: list[int], order: list[int]) -> list[int]:
 @covers("fft")
 def fft(draw: Draw, name: str) -> Case:
     kind = one_of(draw, "FFT", "IFFT", "RFFT", "IRFFT")
-    axes = draw(st.integers(1, 3))
-    lead = [one_of(draw, 1, 3) for _ in range(draw(st.integers(0, 1)))]
+    axes = one_of(draw, *range(1, 4))
+    lead = [one_of(draw, 1, 3) for _ in range(one_of(draw, *range(0, 2)))]
     lengths = tuple(one_of(draw, 1, 2, 5, 8, 12) for _ in range(axes))
     shape = [*lead, *lengths]
     if kind == "IRFFT":
@@ -110,7 +110,7 @@ def fft(draw: Draw, name: str) -> Case:
 
 @covers("scaled_dot")
 def scaled_dot(draw: Draw, name: str) -> Case:
-    function, rows, columns = public("scaled_dot"), draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    function, rows, columns = public("scaled_dot"), one_of(draw, *range(1, 5)), one_of(draw, *range(1, 5))
     shapes = ((2, rows, 8), (2, 8, columns), (2, rows, 2), (2, 2, columns))
     arrays = [array(draw, shape, "bfloat16", finite=True, low=-2.0, high=2.0) for shape in shapes]
     arrays = [np.where(np.abs(x.astype(np.float32)) < 1e-3, np.ones_like(x), x) for x in arrays]

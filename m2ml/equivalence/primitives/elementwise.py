@@ -23,6 +23,7 @@ from m2ml.equivalence.primitives.values import (
     UNSIGNED,
     Draw,
     array,
+    coin,
     dtype_among,
     one_of,
     shapes,
@@ -57,7 +58,7 @@ UNARY_COMPLEX = frozenset("cos cosh exp expm1 log log1p logistic rsqrt sin sinh 
 def unary_float(draw: Draw, name: str) -> Case:
     dtype = dtype_among(draw, *FLOATS, *(COMPLEX if name in UNARY_COMPLEX else ()))
     low, high = DOMAINS.get(name) or ANGLES.get(name) or (None, None)
-    if draw(st.booleans()) and name not in ANGLES and dtype != "complex64":
+    if coin(draw) and name not in ANGLES and dtype != "complex64":
         low, high = None, None
     x = array(draw, shapes(draw), dtype, low=low, high=high, finite=dtype == "complex64")
     if name == "digamma":  # at its pole in 0 newer releases of JAX give -inf, older ones NaN
@@ -75,7 +76,7 @@ def rounding(draw: Draw, name: str) -> Case:
     method = one_of(draw, lax.RoundingMethod.AWAY_FROM_ZERO, lax.RoundingMethod.TO_NEAREST_EVEN)
     x = array(draw, shapes(draw), dtype_among(draw, *FLOATS))
     halves = np.where(np.isfinite(x), np.rint(x.astype(np.float64)) + 0.5, x).astype(x.dtype)
-    return lambda x: lax.round(x, method), [halves if draw(st.booleans()) else x]
+    return lambda x: lax.round(x, method), [halves if coin(draw) else x]
 
 
 @covers("neg", "sign", "abs", "square")
@@ -108,7 +109,7 @@ def make_complex(draw: Draw, name: str) -> Case:
 
 @covers("integer_pow")
 def integer_pow(draw: Draw, name: str) -> Case:
-    exponent = draw(st.integers(-4, 8))
+    exponent = one_of(draw, *range(-4, 9))
     dtype = dtype_among(draw, *FLOATS, *COMPLEX, *(SIGNED + UNSIGNED if exponent >= 0 else ()))
     x = array(draw, shapes(draw), dtype, finite=dtype == "complex64")
     return lambda x: lax.integer_pow(x, exponent), [x]
@@ -150,7 +151,7 @@ def binary_real(draw: Draw, name: str) -> Case:
 @covers("pow")
 def power(draw: Draw, name: str) -> Case:
     dtype = dtype_among(draw, *FLOATS)
-    if draw(st.booleans()):
+    if coin(draw):
         shape = shapes(draw)
         exponents = array(draw, shape, "int32", low=-5, high=5)
         return lax.pow, [array(draw, shape, dtype), exponents]
@@ -174,16 +175,16 @@ def comparisons(draw: Draw, name: str) -> Case:
 @covers("clamp")
 def clamp(draw: Draw, name: str) -> Case:
     shape, dtype = shapes(draw), dtype_among(draw, *REAL)
-    ends = shape if draw(st.booleans()) else ()
+    ends = shape if coin(draw) else ()
     return lax.clamp, [array(draw, s, dtype, number=i) for i, s in enumerate((ends, shape, ends))]
 
 
 @covers("select_n")
 def select_n(draw: Draw, name: str) -> Case:
-    shape, dtype, count = shapes(draw), dtype_among(draw, *EVERY), draw(st.integers(1, 4))
+    shape, dtype, count = shapes(draw), dtype_among(draw, *EVERY), one_of(draw, *range(1, 5))
     kind = one_of(draw, "bool", "int32") if count == 2 else "int32"
     which = array(draw, shape, kind, low=0, high=count - 1) if kind == "int32" else array(draw, shape, "bool")
-    which = which if draw(st.booleans()) or not which.size else which.reshape(-1)[0].reshape(())
+    which = which if coin(draw) or not which.size else which.reshape(-1)[0].reshape(())
     return lax.select_n, [which, *(array(draw, shape, dtype, number=i) for i in range(count))]
 
 
@@ -191,7 +192,7 @@ def select_n(draw: Draw, name: str) -> Case:
 def convert(draw: Draw, name: str) -> Case:
     source = dtype_among(draw, *EVERY)
     x = array(draw, shapes(draw), source)
-    if source in FLOATS and draw(st.booleans()):  # numbers in the middle between two of a narrower dtype
+    if source in FLOATS and coin(draw):  # numbers in the middle between two of a narrower dtype
         x = np.where(np.isfinite(x), np.rint(x.astype(np.float64)) + 0.5, x).astype(x.dtype)
     targets = [jnp.dtype(dtype_among(draw, *(d for d in EVERY if d != source))) for _ in range(3)]
     if source == "complex64":  # to a real number goes the real part only, with a warning
@@ -211,7 +212,7 @@ def bitcast(draw: Draw, name: str) -> Case:
 
 @covers("reduce_precision")
 def reduce_precision(draw: Draw, name: str) -> Case:
-    exponent, mantissa = draw(st.integers(1, 9)), draw(st.integers(0, 24))
+    exponent, mantissa = one_of(draw, *range(1, 10)), draw(st.integers(0, 24))
     # Without mantissa bits the XLA of jax 0.5 makes NaN infinite, newer ones keep it.
     x = array(draw, shapes(draw), dtype_among(draw, *FLOATS), finite=mantissa == 0)
     return lambda x: lax.reduce_precision(x, exponent, mantissa), [x]
@@ -243,7 +244,7 @@ def polygamma(draw: Draw, name: str) -> Case:
 @covers("polynomial")
 def polynomial(draw: Draw, name: str) -> Case:
     function, shape, dtype = public("polynomial"), shapes(draw), dtype_among(draw, *FLOATS)
-    coefficients = [array(draw, (), dtype, finite=True, scales=(1.0,)) for _ in range(draw(st.integers(1, 5)))]
+    coefficients = [array(draw, (), dtype, finite=True, scales=(1.0,)) for _ in range(one_of(draw, *range(1, 6)))]
     return lambda x, *a: function(x, a), [array(draw, shape, dtype, finite=True, scales=(1.0,)), *coefficients]
 
 

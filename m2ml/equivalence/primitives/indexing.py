@@ -17,6 +17,7 @@ from m2ml.equivalence.primitives.values import (
     INTEGERS,
     Draw,
     array,
+    coin,
     dtype_among,
     one_of,
     shape_of,
@@ -48,16 +49,16 @@ def dynamic_slices(draw: Draw, name: str) -> Case:
 
 def _numbers(draw: Draw) -> tuple[Any, ...]:
     """Operand shape, index batch, window sizes and the roles of axes: collapsed, indexed, paired with a batch axis."""
-    rank = draw(st.integers(1, 4))
+    rank = one_of(draw, *range(1, 5))
     batch = list(shape_of(draw, 0, 2, (0, 1, 3, 7)))
     shape = list(shape_of(draw, rank, rank, (1, 2, 3, 5)))
-    paired = [d for d in range(rank) if draw(st.integers(0, 3)) == 0][: len(batch)]
+    paired = [d for d in range(rank) if one_of(draw, *range(0, 4)) == 0][: len(batch)]
     partners = draw(st.permutations(range(len(batch))))[: len(paired)]
     for axis, partner in zip(paired, partners, strict=True):
         shape[axis] = batch[partner]
     sizes = [min(1, n) if d in paired else draw(st.integers(min(1, n), n)) for d, n in enumerate(shape)]
-    collapsed = [d for d in range(rank) if d not in paired and sizes[d] == 1 and draw(st.booleans())]
-    indexed = [d for d in draw(st.permutations(range(rank))) if d not in paired and draw(st.integers(0, 3))]
+    collapsed = [d for d in range(rank) if d not in paired and sizes[d] == 1 and coin(draw)]
+    indexed = [d for d in draw(st.permutations(range(rank))) if d not in paired and one_of(draw, *range(0, 4))]
     kept = [d for d in range(rank) if d not in paired and d not in collapsed]
     offsets = sorted(draw(st.permutations(range(len(kept) + len(batch))))[: len(kept)])
     return shape, batch, sizes, kept, offsets, tuple(collapsed), tuple(indexed), (tuple(paired), tuple(partners))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from m2ml.equivalence.primitives.cases import Case, covers, public
-from m2ml.equivalence.primitives.values import Draw, one_of
+from m2ml.equivalence.primitives.values import Draw, coin, one_of
 
 linalg = lax.linalg
 
@@ -19,7 +19,7 @@ def _matrix(draw: Draw, *, square: bool = False, complex_too: bool = True) -> np
     columns = rows if square else one_of(draw, 1, 2, 3, 5)
     rng = np.random.default_rng(draw(st.integers(0, 2**20)))
     x = rng.standard_normal((*batch, rows, columns))
-    if complex_too and draw(st.booleans()):
+    if complex_too and coin(draw):
         x = x + 1j * rng.standard_normal(x.shape)
     u, s, v = np.linalg.svd(x, full_matrices=False)
     numbers = 1 + np.arange(np.prod(batch, dtype=int), dtype=float).reshape((*batch, 1))
@@ -35,7 +35,7 @@ def _positive(draw: Draw, **kind: bool) -> np.ndarray:
 
 @covers("cholesky")
 def cholesky(draw: Draw, name: str) -> Case:
-    symmetrize = draw(st.booleans())
+    symmetrize = coin(draw)
     return lambda x: linalg.cholesky(x, symmetrize_input=symmetrize), [_positive(draw)]
 
 
@@ -43,7 +43,7 @@ def cholesky(draw: Draw, name: str) -> Case:
 def triangular_solve(draw: Draw, name: str) -> Case:
     a = _matrix(draw, square=True)
     a = a + 3 * np.eye(a.shape[-1], dtype=a.dtype)
-    left, lower, transposed, conjugated, unit_diagonal = (draw(st.booleans()) for _ in range(5))
+    left, lower, transposed, conjugated, unit_diagonal = (coin(draw) for _ in range(5))
     columns = one_of(draw, 1, 3)
     shape = (a.shape[-1], columns) if left else (columns, a.shape[-1])
     b = np.resize(np.arange(1.0, 8.0), (*a.shape[:-2], *shape)).astype(a.dtype)
@@ -73,7 +73,7 @@ def pivots(draw: Draw, name: str) -> Case:
 
 @covers("qr")
 def qr(draw: Draw, name: str) -> Case:
-    full = draw(st.booleans())
+    full = coin(draw)
     return lambda x: linalg.qr(x, full_matrices=full), [_matrix(draw)]
 
 
@@ -95,7 +95,7 @@ def eigh(draw: Draw, name: str) -> Case:
     q, _ = np.linalg.qr(x)
     values = 1.1 * np.arange(1.0, x.shape[-1] + 1)
     a = (q * values) @ np.conj(np.swapaxes(q, -1, -2))
-    lower = draw(st.booleans())
+    lower = coin(draw)
     unread = np.triu(a, 1) if lower else np.tril(a, -1)
     return lambda a: linalg.eigh(a, lower=lower, symmetrize_input=False), [(a + unread).astype(x.dtype)]
 
@@ -107,7 +107,7 @@ def eig(draw: Draw, name: str) -> Case:
 
 @covers("svd")
 def svd(draw: Draw, name: str) -> Case:
-    full, vectors = draw(st.booleans()), draw(st.booleans())
+    full, vectors = coin(draw), coin(draw)
     return lambda x: linalg.svd(x, full_matrices=full, compute_uv=vectors), [_matrix(draw)]
 
 
@@ -123,7 +123,7 @@ def hessenberg(draw: Draw, name: str) -> Case:
 
 @covers("tridiagonal")
 def tridiagonal(draw: Draw, name: str) -> Case:
-    lower = draw(st.booleans())
+    lower = coin(draw)
     return lambda x: linalg.tridiagonal(x, lower=lower), [_positive(draw, complex_too=False)]
 
 
@@ -159,6 +159,6 @@ def ormqr(draw: Draw, name: str) -> Case:
     x = _matrix(draw, complex_too=False)
     x = x if x.shape[-2] >= x.shape[-1] else np.swapaxes(x, -1, -2)
     taus = (2 / (1 + np.sum(np.tril(x, -1) ** 2, axis=-2))).astype(x.dtype)
-    left, transpose = draw(st.booleans()), draw(st.booleans())
+    left, transpose = coin(draw), coin(draw)
     c = np.broadcast_to(np.eye(x.shape[-2], dtype=x.dtype), (*x.shape[:-2], x.shape[-2], x.shape[-2]))
     return lambda a, t, c: function(a, t, c, left=left, transpose=transpose), [x, taus, c]

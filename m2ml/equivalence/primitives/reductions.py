@@ -19,6 +19,7 @@ from m2ml.equivalence.primitives.values import (
     REAL,
     Draw,
     array,
+    coin,
     dtype_among,
     dtype_of,
     near_ties,
@@ -66,7 +67,7 @@ def reducer(name: str) -> Callable[..., Any]:
 def reduce_numbers(draw: Draw, name: str) -> Case:
     ordered = name in ("reduce_max", "reduce_min")
     dtype = dtype_among(draw, *REAL, *(() if ordered else COMPLEX))
-    finite = dtype == "complex64" or draw(st.booleans())
+    finite = dtype == "complex64" or coin(draw)
     x = array(draw, shape_of(draw, 1), dtype, finite=finite, **_terms(name))
     axes = _axes(draw, x.ndim)
     axes = tuple(d for d in axes if x.shape[d]) if ordered and not hasattr(lax, name) else axes
@@ -93,7 +94,7 @@ def reduce_any(draw: Draw, name: str) -> Case:
     """
     shape = shape_of(draw, 1)
     axes = _axes(draw, len(shape))
-    if draw(st.booleans()):
+    if coin(draw):
         x = array(draw, shape, "int32")
         return lambda x: lax.reduce(x, np.int32(-1), _xnor, axes), [x]
 
@@ -108,9 +109,9 @@ def reduce_any(draw: Draw, name: str) -> Case:
 @covers("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 def cumulative(draw: Draw, name: str) -> Case:
     dtypes = FLOATS if name == "cumlogsumexp" else REAL
-    finite = name != "cumlogsumexp" and draw(st.booleans())
+    finite = name != "cumlogsumexp" and coin(draw)
     x = array(draw, shape_of(draw, 1), dtype_among(draw, *dtypes), finite=finite, **_terms(name))
-    axis, reverse = draw(st.integers(0, x.ndim - 1)), draw(st.booleans())
+    axis, reverse = draw(st.integers(0, x.ndim - 1)), coin(draw)
     return lambda x: public(name)(x, axis=axis, reverse=reverse), [x]
 
 
@@ -123,7 +124,7 @@ def arg_extreme(draw: Draw, name: str) -> Case:
 
 @covers("sort")
 def sort(draw: Draw, name: str) -> Case:
-    shape, count = shape_of(draw, 1), draw(st.integers(1, 3))
+    shape, count = shape_of(draw, 1), one_of(draw, *range(1, 4))
     keys = draw(st.integers(1, count))
     arrays = [array(draw, shape, dtype_among(draw, *REAL, "bool"), scales=(1.0, 1e-3)) for _ in range(count)]
     axis = draw(st.integers(0, len(shape) - 1))
@@ -152,8 +153,8 @@ def approx_top_k(draw: Draw, name: str) -> Case:
 
 def windows(draw: Draw, rank: int, *, dilated: bool = True) -> tuple[Shape, Shape, list[tuple[int, int]], Shape, Shape]:
     """Window sizes, strides, padding and dilations of the base and of the window for ``rank`` axes."""
-    sizes = tuple(draw(st.integers(1, 3)) for _ in range(rank))
-    strides = tuple(draw(st.integers(1, 3)) for _ in range(rank))
+    sizes = tuple(one_of(draw, *range(1, 4)) for _ in range(rank))
+    strides = tuple(one_of(draw, *range(1, 4)) for _ in range(rank))
     padding = [(draw(st.integers(0, n - 1)), draw(st.integers(0, n - 1))) for n in sizes]
     dilations = [tuple(draw(st.integers(1, 3 if dilated else 1)) for _ in range(rank)) for _ in range(2)]
     return sizes, strides, padding, dilations[0], dilations[1]
@@ -163,7 +164,7 @@ def windows(draw: Draw, rank: int, *, dilated: bool = True) -> tuple[Shape, Shap
 def reduce_window_named(draw: Draw, name: str) -> Case:
     kind = name.removeprefix("reduce_window_")
     dtype = dtype_among(draw, *REAL, *(COMPLEX if kind == "sum" else ()))
-    x = array(draw, shape_of(draw, 1, 4, (0, 1, 4, 5, 6)), dtype, finite=kind == "sum" and draw(st.booleans()))
+    x = array(draw, shape_of(draw, 1, 4, (0, 1, 4, 5, 6)), dtype, finite=kind == "sum" and coin(draw))
     x = x if dtype != "complex64" else array(draw, x.shape, dtype, finite=True)
     floating = dtype in FLOATS
     init = {"sum": 0, "max": -np.inf, "min": np.inf}[kind]

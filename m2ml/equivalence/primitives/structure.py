@@ -17,6 +17,7 @@ from m2ml.equivalence.primitives.values import (
     SIZES,
     Draw,
     array,
+    coin,
     dtype_among,
     dtype_of,
     one_of,
@@ -35,8 +36,8 @@ def _axis(draw: Draw, x: np.ndarray) -> int:
 @covers("broadcast_in_dim")
 def broadcast_in_dim(draw: Draw, name: str) -> Case:
     shape = shape_of(draw)
-    kept = [d for d in range(len(shape)) if draw(st.booleans())]
-    x = array(draw, [one_of(draw, 1, shape[d]) for d in kept], dtype_among(draw, *EVERY))
+    kept = [d for d in range(len(shape)) if coin(draw)]
+    x = array(draw, [one_of(draw, shape[d], shape[d], 1) for d in kept], dtype_among(draw, *EVERY))
     return lambda x: lax.broadcast_in_dim(x, shape, kept), [x]
 
 
@@ -45,14 +46,14 @@ def reshape(draw: Draw, name: str) -> Case:
     x = _operand(draw)
     sizes = [(*x.shape, 1, 1), (x.size, 1), (1, 1, x.size), (*x.shape[::-1], 1), (1, *x.shape, 1)]
     target = one_of(draw, *sizes)
-    order = tuple(draw(st.permutations(range(x.ndim)))) if draw(st.booleans()) else None
+    order = tuple(draw(st.permutations(range(x.ndim)))) if coin(draw) else None
     return lambda x: lax.reshape(x, target, order), [x]
 
 
 @covers("squeeze")
 def squeeze(draw: Draw, name: str) -> Case:
     x = _operand(draw, sizes=(0, 1, 1, 3))
-    axes = [d for d in range(x.ndim) if x.shape[d] == 1 and draw(st.booleans())]
+    axes = [d for d in range(x.ndim) if x.shape[d] == 1 and coin(draw)]
     x = x if axes else x[None]
     return lambda x: lax.squeeze(x, axes or [0]), [x]
 
@@ -75,8 +76,8 @@ def rev(draw: Draw, name: str) -> Case:
 def slices(draw: Draw, name: str) -> Case:
     x = _operand(draw, 1)
     begin = [draw(st.integers(0, n // 2)) for n in x.shape]
-    end = [draw(st.integers(b, n)) if draw(st.booleans()) else n for b, n in zip(begin, x.shape, strict=True)]
-    strides = [draw(st.integers(1, 4)) for _ in x.shape] if draw(st.booleans()) else None
+    end = [draw(st.integers(b, n)) if coin(draw) else n for b, n in zip(begin, x.shape, strict=True)]
+    strides = [one_of(draw, *range(1, 5)) for _ in x.shape] if coin(draw) else None
     return lambda x: lax.slice(x, begin, end, strides), [x]
 
 
@@ -85,7 +86,7 @@ def pad(draw: Draw, name: str) -> Case:
     x = _operand(draw, 1)
     config = []
     for n in x.shape:
-        interior = draw(st.integers(0, 3))
+        interior = one_of(draw, *range(0, 4))
         length = max(n + (n - 1) * interior, 0)
         low = draw(st.integers(-min(length, 4), 4))
         config.append((low, draw(st.integers(-min(max(length + low, 0), 4), 4)), interior))
@@ -94,8 +95,8 @@ def pad(draw: Draw, name: str) -> Case:
 
 def _joined(draw: Draw) -> tuple[list[np.ndarray], int]:
     first = _operand(draw, 1)
-    axis, count = _axis(draw, first), draw(st.integers(1, 4))
-    equal = draw(st.booleans())
+    axis, count = _axis(draw, first), one_of(draw, *range(1, 5))
+    equal = coin(draw)
     lengths = [first.shape[axis] if equal else one_of(draw, *SIZES) for _ in range(count)]
     shapes = [(*first.shape[:axis], n, *first.shape[axis + 1 :]) for n in lengths]
     return [array(draw, shape, first.dtype.name, number=i) for i, shape in enumerate(shapes)], axis
@@ -122,7 +123,7 @@ def stacking(draw: Draw, name: str) -> Case:
         x = x if min(x.shape) else np.ones((2, 3), x.dtype)
         axis = _axis(draw, x)
         return lambda x: function(x, axis), [x]
-    axis, count = draw(st.integers(0, x.ndim)), draw(st.integers(1, 3))
+    axis, count = draw(st.integers(0, x.ndim)), one_of(draw, *range(1, 4))
     return lambda *xs: function(xs, axis), [array(draw, x.shape, x.dtype.name, number=i) for i in range(count)]
 
 

@@ -36,7 +36,7 @@ def dtype_of(name: str) -> np.dtype[Any]:
 
 
 def shapes(draw: Draw) -> tuple[int, ...]:
-    return draw(st.sampled_from(SHAPES))
+    return tuple(one_of(draw, *SHAPES))
 
 
 def shape_of(draw: Draw, least: int = 0, most: int = 4, sizes: Sequence[int] = SIZES) -> tuple[int, ...]:
@@ -45,19 +45,28 @@ def shape_of(draw: Draw, least: int = 0, most: int = 4, sizes: Sequence[int] = S
     Often the last two, or all, are equally long: a mix-up of axes then shows in no shape. Sometimes, where
     ``sizes`` has 0, one axis is empty: more often would leave little to compare.
     """
-    rank = draw(st.integers(least, most))
+    rank = one_of(draw, *range(least, most + 1))
     lengths = sorted((n for n in sizes if n), key=lambda n: n == 1)  # the first ones come more often
     shape = [one_of(draw, *lengths) for _ in range(rank)]
-    if rank > 1 and draw(st.booleans()):
-        equal = rank if draw(st.booleans()) else 2
+    if rank > 1 and coin(draw):
+        equal = rank if coin(draw) else 2
         shape[-equal:] = [shape[-1]] * equal
-    if rank and 0 in sizes and draw(st.integers(0, 9)) == 9:
+    if rank and 0 in sizes and one_of(draw, *range(10)) == 9:
         shape[draw(st.integers(0, rank - 1))] = 0
     return tuple(shape)
 
 
+#: From so many numbers hypothesis draws all alike, but for 0; of a few it favours those that it has not had.
+_MANY = 2**16
+
+
 def one_of(draw: Draw, *options: Any) -> Any:
-    return draw(st.sampled_from(options))
+    """One of these, each as often as another; the first one is the simplest."""
+    return options[draw(st.integers(0, _MANY - 1)) % len(options)]
+
+
+def coin(draw: Draw) -> bool:
+    return bool(one_of(draw, False, True))
 
 
 def specials(dtype: np.dtype[Any], finite: bool, extreme: bool) -> Array:
@@ -106,7 +115,7 @@ def array(
         part = np.dtype(np.float32)
         parts = [array_from(rng, shape, part, finite, extreme and not finite, 1.0, low, high) for _ in range(2)]
         return np.ascontiguousarray(np.stack(parts, axis=-1)).view(kind)[..., 0]
-    return array_from(rng, shape, kind, finite, extreme, draw(st.sampled_from(scales)), low, high)
+    return array_from(rng, shape, kind, finite, extreme, one_of(draw, *scales), low, high)
 
 
 def array_from(
@@ -137,8 +146,8 @@ def array_from(
 
 def near_ties(draw: Draw, shape: Sequence[int], dtype: str) -> Array:
     """Floats so close to each other that fewer bits of precision make them equal; other dtypes as `array` has them."""
-    if dtype not in FLOATS or draw(st.booleans()):
-        return array(draw, shape, dtype, finite=draw(st.booleans()))
+    if dtype not in FLOATS or coin(draw):
+        return array(draw, shape, dtype, finite=coin(draw))
     rng = np.random.default_rng(draw(st.integers(0, 2**20)))
     steps = rng.integers(-9, 10, tuple(shape)) * float(ml_dtypes.finfo(dtype_of(dtype)).eps)
     return ((1 + steps) * one_of(draw, 1.0, -1e-3)).astype(dtype_of(dtype))

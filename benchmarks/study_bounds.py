@@ -1,0 +1,257 @@
+"""How often are the bounds of programs wrong? False alarms, and wrong lowerings that stay inside, with 95% limits.
+
+    python benchmarks/study_bounds.py [--programs 1000] [--faults 300] [--seed 0] [--backends cpu mlx]
+
+The corpus: every generated primitive case, alone and composed with others (`COMPOSITIONS`), random programs, and steps
+of every Optax optimizer named in `OPTIMIZERS`. A false alarm is a correct engine outside its bound (a bug that is found
+counts as one until it is fixed). A miss is a planted fault that changes what a program gives and is inside its bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import random
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.progress import Progress
+from scipy.stats import binomtest
+
+from m2ml.equivalence.measure import SECOND_LOOK, judge_all, measured_bounds
+from m2ml.equivalence.mutants import planted
+from m2ml.equivalence.mutants.faults import faults_of
+from m2ml.equivalence.mutants.verdicts import collect, generated, neighbours
+from m2ml.equivalence.primitives.cases import examples
+from m2ml.equivalence.programs import drawable, programs
+from m2ml.errors import M2mlError
+from m2ml.plugins import registry
+from m2ml.program import Program
+from m2ml.staged import Staged
+
+Array = np.ndarray[Any, Any]
+Function = Callable[..., Any]
+Sample = tuple[str, Program, list[Array]]
+
+#: Programs that a planted fault may show itself in.
+CHANCES = 12
+
+
+def _floats(tree: Any, change: Callable[[Any], Any]) -> Any:
+    return jax.tree.map(lambda x: change(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def _gradient(function: Function) -> Function:
+    def total(floats: Sequence[Any], arrays: Sequence[Any]) -> Any:
+        given = iter(floats)
+        outs = function(*(next(given) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in arrays))
+        weighed = [jnp.sum(y.astype(jnp.float32) * 0.5) for y in jax.tree.leaves(outs) if y.dtype.kind not in "biuc"]
+        return sum(weighed, jnp.float32(0))
+
+    def run(*arrays: Any) -> Any:
+        return jax.grad(total)([x for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)], arrays)
+
+    return run
+
+
+COMPOSITIONS: dict[str, Callable[[Function], Function]] = {
+    "alone": lambda f: f,
+    "of scaled arguments": lambda f: lambda *xs: f(*_floats(list(xs), lambda x: x * 0.75)),
+    "squashed": lambda f: lambda *xs: _floats(f(*xs), lambda y: jnp.tanh(y * 0.5) + y),
+    "added up": lambda f: lambda *xs: _floats(f(*xs), lambda y: jnp.sum(y * y)),
+    "twice": lambda f: lambda *xs: [f(*xs), f(*_floats(list(xs), lambda x: x * 0.5))],
+    "mapped": lambda f: lambda *xs: jax.vmap(f)(*(jnp.stack([x, x]) for x in xs)) if xs else f(),
+    "gradient": _gradient,
+    "centred": lambda f: lambda *xs: _floats(f(*xs), lambda y: y - jnp.mean(y)),
+}
+
+OPTIMIZERS = ("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "lamb", "lion", "sgd", "yogi")
+
+
+def sampled(name: str, fn: Function, arrays: Sequence[Array]) -> Sample | None:
+    """The traced program; None where the composition is not defined for this function."""
+    try:
+        return name, Staged(fn).trace(tuple(arrays), {}), [np.asarray(x) for x in arrays]
+    except Exception:  # vmap or grad of what has none, in whatever way JAX says so
+        return None
+
+
+def corpus(names: Sequence[str], count: int, seed: int) -> Iterator[Sample]:
+    """``count`` programs, of each kind in turn."""
+    kinds = [_composed(names, count, seed), _random(names, count, seed), _optimizers(seed)]
+    turns = itertools.chain.from_iterable(zip(*kinds[:2], strict=False))
+    yield from itertools.islice(itertools.chain(kinds[2], turns), count)
+
+
+def _composed(names: Sequence[str], count: int, seed: int) -> Iterator[Sample]:
+    forms = itertools.cycle(COMPOSITIONS.items())
+    for number in itertools.count(seed):
+        for name in names:
+            for function, arrays in generated(name, seed=number, count=4)[1:]:
+                kind, compose = next(forms)
+                sample = sampled(f"{name} {kind}", compose(function), arrays)
+                if sample:
+                    yield sample
+
+
+def _random(names: Sequence[str], count: int, seed: int) -> Iterator[Sample]:
+    rng = random.Random(seed)
+    for number in itertools.count(seed):
+        found: list[Any] = []
+        some = rng.sample(list(names), 12)
+        examples(lambda draw, some=some, found=found: found.append(draw(programs(some))), 10, seed=number)
+        for program in found:
+            sample = sampled(f"random: {program}", program, program.arrays)
+            if sample:
+                yield sample
+
+
+def _optimizers(seed: int) -> Iterator[Sample]:
+    rng = np.random.default_rng(seed)
+    weights = {"w": rng.uniform(-1, 1, (4, 3)).astype(np.float32), "b": rng.uniform(-1, 1, 3).astype(np.float32)}
+    leaves, tree = jax.tree.flatten(weights)
+    for name in OPTIMIZERS:
+        optimizer = getattr(optax, name)(0.01)
+
+        def train(*leaves: Any, optimizer: Any = optimizer) -> Any:
+            params = jax.tree.unflatten(tree, leaves)
+            state = optimizer.init(params)
+            for _ in range(3):
+                gradients = jax.grad(lambda p: jnp.sum((jnp.sin(p["w"]) @ p["b"] - 0.3) ** 2))(params)
+                updates, state = optimizer.update(gradients, state, params)
+                params = optax.apply_updates(params, updates)
+            return params
+
+        sample = sampled(f"optax.{name}", train, leaves)
+        assert sample is not None
+        yield sample
+
+
+# false alarms ---------------------------------------------------------------------------------------
+
+
+def outputs(backend: Any, program: Program, host: Sequence[Array]) -> list[Array] | str:
+    """What a backend gives, or why it gives nothing."""
+    try:
+        return [backend.to_host(x) for x in backend.compile(program)(*map(backend.from_host, host))]
+    except (M2mlError, RuntimeError, ValueError, TypeError) as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def worst(program: Program, host: Sequence[Array], outs: list[Array] | str, bounds: Sequence[Any]) -> float:
+    """The largest distance in units of the bound; infinite for an error. Above 1 the spread of more runs decides."""
+    report = judge_all(program, {"": outs}, bounds).backends[0]
+    if not report.ok:
+        bounds = measured_bounds(program, host, runs=SECOND_LOOK)
+        report = judge_all(program, {"": outs}, bounds).backends[0]
+    return float("inf") if report.error else max((out.worst for out in report.outputs), default=0.0)
+
+
+def false_alarms(samples: Iterator[Sample], names: Sequence[str], count: int, progress: Progress) -> None:
+    backends = {name: registry.get(name) for name in names}
+    runs, alarms, shares = Counter[str](), [], {name: [] for name in names}  # type: ignore[var-annotated]
+    task = progress.add_task("correct engines", total=count)
+    for number, (what, program, host) in enumerate(samples):
+        bounds = measured_bounds(program, host)
+        for name, backend in backends.items():
+            share = worst(program, host, outputs(backend, program, host), bounds)
+            runs[name] += 1
+            shares[name].append(share)
+            if share > 1:
+                alarms.append(f"{name}: {share:.3g} of the bound: {what[:160]}")
+        if number % 50 == 0:
+            jax.clear_caches()
+        progress.advance(task)
+    for alarm in alarms:
+        progress.console.print(alarm, highlight=False, markup=False)
+    for name in names:
+        own = sum(alarm.startswith(f"{name}:") for alarm in alarms)
+        level = ", ".join(f"{q:.1%}: {np.quantile(shares[name], q):.2f}" for q in (0.5, 0.99, 0.999))
+        progress.console.print(f"{name}: {rate(own, runs[name])} false alarms; shares of the bound at {level}")
+
+
+# misses ---------------------------------------------------------------------------------------------
+
+
+def misses(backend: Any, names: Sequence[str], count: int, seed: int, progress: Progress) -> None:
+    """Plant ``count`` faults, spread over the rules, and run up to `CHANCES` programs that hold the primitive."""
+    task = progress.add_task("wrong lowerings", total=count)
+    each, caught, met, seen, runs = -(-count // len(names)), 0, 0, 0, 0
+    for name in random.Random(seed).sample(list(names), len(names)):
+        trials = collect(backend, name, seed=seed, count=10)
+        if not trials:
+            continue
+        samples = list(itertools.islice(_holding(name, seed), CHANCES))
+        known = [(p, h, measured_bounds(p, h), outputs(backend, p, h)) for _, p, h in samples]
+        faults = faults_of([t.equation for t in trials], neighbours(name, trials))
+        for fault in random.Random(f"{seed} {name}").sample(faults, min(each, len(faults))):
+            wrong = type(backend)(rules=planted(backend, name, fault))
+            fates = [_fate(wrong, *sample) for sample in known]
+            runs, seen = runs + sum(f != "same" for f in fates), seen + fates.count("caught")
+            met, caught = met + any(f != "same" for f in fates), caught + ("caught" in fates)
+            if "missed" in fates and "caught" not in fates:
+                progress.console.print(f"missed: {name}: {fault.label}", highlight=False, markup=False)
+            progress.advance(task)
+            if met >= count:
+                break
+        jax.clear_caches()
+    progress.console.print(f"faults that change a program: {rate(caught, met)} caught in up to {CHANCES} programs")
+    progress.console.print(f"programs that a fault changes: {rate(seen, runs)} caught")
+
+
+def _holding(name: str, seed: int) -> Iterator[Sample]:
+    for sample in _composed([name], 0, seed + 1000):
+        if name in sample[1].primitives:
+            yield sample
+
+
+def _fate(wrong: Any, program: Program, host: list[Array], bounds: Sequence[Any], right: Any) -> str:
+    got = outputs(wrong, program, host)
+    if isinstance(right, str) or isinstance(got, str):
+        return "same" if isinstance(right, str) else "caught"
+    if all(y.tobytes() == r.tobytes() for y, r in zip(got, right, strict=True)):
+        return "same"
+    return "caught" if worst(program, host, got, bounds) > 1 else "missed"
+
+
+def rate(found: int, of: int) -> str:
+    """``3 of 1,000, 0.30% (0.06% to 0.87%)``: Clopper and Pearson's 95% limits."""
+    low, high = binomtest(found, of).proportion_ci(method="exact") if of else (0.0, 1.0)
+    return f"{found:,} of {of:,}, {found / max(of, 1):.2%} ({low:.3%} to {high:.2%})"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--programs", type=int, default=1000)
+    parser.add_argument("--faults", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--backends", nargs="+", default=["cpu", "mlx"])
+    options = parser.parse_args()
+    hypothesis.settings.register_profile("study", deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+    hypothesis.settings.load_profile("study")
+    warnings.simplefilter("ignore")
+    table: Any = registry.get("mlx" if "mlx" in options.backends else options.backends[-1])
+    with Progress(console=Console(width=140)) as progress:
+        if options.programs:
+            samples = corpus(drawable(), options.programs, options.seed)
+            false_alarms(samples, options.backends, options.programs, progress)
+        if options.faults:
+            ruled = [name for name in drawable() if name in table.rules]
+            misses(table, ruled, options.faults, options.seed, progress)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
