@@ -40,7 +40,8 @@ EITHER_ZERO = float(np.nextafter(0.0, 1.0))
 #: Primitives that may give zeros of either sign. A sum does by what it starts from, and a sine on MLX's CPU; of
 #: zeros of both signs XLA and MLX take different ones for the extremum.
 ANY_ZERO = SUMS - {"cumprod", "reduce_prod", "scatter_mul"} | set(
-    """clamp cummax cummin reduce_max reduce_min reduce_window_max reduce_window_min scatter_max scatter_min sin""".split()
+    """clamp cummax cummin reduce_max reduce_min reduce_window_max reduce_window_min scatter_max scatter_min
+    sin""".split()
 )
 
 #: Equations remembered by `same_equation`; beyond this many they are forgotten and compiled again.
