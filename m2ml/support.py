@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from m2ml.backend import Backend
 from m2ml.errors import BackendUnavailable
+from m2ml.kernel import kernels
+from m2ml.op import ops
 from m2ml.plugins import registry
 
 
@@ -28,4 +30,19 @@ def support_table() -> str:
         except BackendUnavailable:
             primitives, gaps = "all that its provider lowers", "does not run on the machine that made this table"
         rows.append(f"| `{name}` | {registry.about(name)} | {primitives} | {gaps} |")
+    return "\n".join(rows)
+
+
+def ops_table() -> str:
+    """A Markdown table with a row per op: what it is, and the kernels that may run it, per backend."""
+    registry.discover()
+    columns = [name for name in sorted(registry.names()) if any(k.backend == name for k in kernels.all())]
+    rows = [f"| op | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for op in sorted(ops):
+        cells = []
+        for backend in columns:
+            names = [k.name for k in kernels.of(op, backend)]
+            backward = [k.name for k in kernels.of(f"{op}_backward", backend)]
+            cells.append(", ".join(names) + (f"; backward: {', '.join(backward)}" if backward else "") or "definition")
+        rows.append(f"| `{op}` | {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import m2ml
-from m2ml.support import support_table
+from m2ml.support import ops_table, support_table
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -39,11 +39,22 @@ def test_the_twenty_lines_run(capsys):
     assert "mlx: agrees" in said
 
 
+def test_the_ops_example_runs_a_kernel(capsys):
+    exec(EXAMPLES[1], {})
+    assert "attention: kernel cpp/attention" in capsys.readouterr().out
+
+
+def test_the_table_of_ops_is_current():
+    import m2ml.ops  # noqa: F401 - registers them
+
+    assert ops_table() in README
+
+
 def test_the_backend_example_is_a_backend(monkeypatch):
     from m2ml.plugins import Registry
 
     plugin = type(sys)("toy_plugin")
-    exec(EXAMPLES[1], plugin.__dict__)
+    exec(EXAMPLES[2], plugin.__dict__)
     registry = Registry(_discovered=True)
     registry.load("toy", plugin)
     backend = registry.get("toy")
