@@ -153,7 +153,7 @@ def power(draw: Draw, name: str) -> Case:
     dtype = dtype_among(draw, *FLOATS)
     if coin(draw):
         shape = shapes(draw)
-        exponents = array(draw, shape, "int32", low=-5, high=5)
+        exponents = array(draw, shape, "int32", **one_of(draw, {"low": -5, "high": 5}, {}))
         return lax.pow, [array(draw, shape, dtype), exponents]
     return lax.pow, _two(draw, dtype, scales=(1.0, 3.0))
 

@@ -81,7 +81,7 @@ def specials(dtype: np.dtype[Any], finite: bool, extreme: bool) -> Array:
     if extreme:
         tiny, largest, subnormal = float(info.tiny), float(info.max), float(info.smallest_subnormal)
         values += [tiny, -tiny, largest, -largest, tiny / 2, -tiny / 4, subnormal]
-    return np.array(values if finite else [*values, np.nan, np.inf, -np.inf], np.float64).astype(dtype)
+    return np.array(values if finite else [*values, *(np.nan, np.inf, -np.inf) * 2], np.float64).astype(dtype)
 
 
 def dtype_among(draw: Draw, *names: str) -> str:

@@ -111,7 +111,8 @@ def rem(equation: Equation, x: Array, y: Array) -> Array:
 
 @rules.define("pow")
 def power(equation: Equation, x: Array, y: Array) -> Array:
-    return np.power(x, y)
+    """JAX defines it with the exponent in the dtype of the result: an integer is rounded to it first."""
+    return np.power(x, widen(narrow(y, equation.dtype)) if is_integer(y.dtype) else y)
 
 
 @rules.define("integer_pow")
