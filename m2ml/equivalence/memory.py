@@ -16,7 +16,6 @@ from m2ml.interpreter import Code, Equation
 from m2ml.precision import wide
 from m2ml.program import Program
 
-
 #: What an engine takes to compile a program, and what an allocator loses between arrays: benchmarks/bench_compare.py
 #: measures both on train steps.
 COMPILING, FRAGMENTS = 64_000_000, 1.1
