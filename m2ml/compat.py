@@ -150,8 +150,9 @@ def zero_tangent(primal: Any) -> Any:
 
 def enable_x64() -> Any:
     """A context in which JAX's 64-bit types are on."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
+    module: Any = jax
+    if hasattr(module, "enable_x64"):
+        return module.enable_x64(True)
     from jax import experimental
 
     return experimental.enable_x64()
