@@ -150,12 +150,10 @@ def zero_tangent(primal: Any) -> Any:
 
 def enable_x64() -> Any:
     """A context in which JAX's 64-bit types are on."""
-    module: Any = jax
-    if hasattr(module, "enable_x64"):
-        return module.enable_x64(True)
-    from jax import experimental
+    import jax.experimental
 
-    return experimental.enable_x64()
+    where: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+    return where.enable_x64(True)
 
 
 def is_inexact(dtype: Any) -> bool:
