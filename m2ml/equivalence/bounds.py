@@ -96,18 +96,24 @@ def _has_subnormal(x: Array, least: float) -> bool:
     return False
 
 
-def flushed(x: Array, dtype: Any) -> Array:
-    """``x`` as an engine sees it that takes subnormal numbers of ``dtype`` for zero; ``x`` itself where it has none.
+#: Primitives of one rounding or of sums: an engine that flushes sees a number or zero. The formulas of others halve
+#: and double it on the way: zero may come of numbers up to a few times the least normal one.
+ARITHMETIC = EXACT | ROUNDED | SUMS
 
-    XLA's CPU does so in float32 and bfloat16, Metal may; MLX's CPU does not. No engine known does in float16, whose
-    least normal number, 6e-5, is not small.
+
+def flushed(x: Array, dtype: Any, name: str) -> Array:
+    """``x`` as an engine sees it in primitive ``name`` that takes subnormal numbers of ``dtype`` for zero.
+
+    ``x`` itself where it has none. XLA's CPU does so in float32 and bfloat16, Metal may; MLX's CPU does not. No engine
+    known does in float16, whose least normal number, 6e-5, is not small.
     """
     if not unit(dtype) or np.dtype(dtype) == np.float16:
         return x
     parts = (x.real, x.imag) if np.iscomplexobj(x) else (x,)
-    if not any(_has_subnormal(part, tiny(dtype)) for part in parts):
+    least = tiny(dtype) * (1 if name in ARITHMETIC else 4)
+    if not any(_has_subnormal(part, least) for part in parts):
         return x
-    subnormal = [(np.abs(part) < tiny(dtype)) & (part != 0) for part in parts]
+    subnormal = [(np.abs(part) < least) & (part != 0) for part in parts]
     zeroed = [np.where(s, np.copysign(0.0, part), part) for s, part in zip(subnormal, parts, strict=True)]
     return np.asarray(zeroed[0] if len(zeroed) == 1 else np.stack(zeroed, -1).view(x.dtype)[..., 0])
 
@@ -260,7 +266,7 @@ class Perturbation:
     def _flushed(
         self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]
     ) -> tuple[Sequence[Array], Sequence[Array]]:
-        seen = [flushed(x, aval.dtype) for x, aval in zip(inputs, equation.inputs, strict=True)]
+        seen = [flushed(x, aval.dtype, equation.name) for x, aval in zip(inputs, equation.inputs, strict=True)]
         if any(x is not y for x, y in zip(inputs, seen, strict=True)):
             outputs = self.apply(equation, seen)
         return seen, outputs  # what reads them takes their subnormal numbers for zero

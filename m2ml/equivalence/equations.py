@@ -11,7 +11,7 @@ import numpy as np
 from m2ml.backend import Backend
 from m2ml.control import CONTROL_FLOW
 from m2ml.equivalence.bounds import (
-    EXACT,
+    ARITHMETIC,
     FACTOR,
     ROUNDED,
     RUNS,
@@ -80,11 +80,11 @@ def equation_bounds(equation: Equation, inputs: Sequence[Array], *, runs: int = 
     """
     wide = [widen(x) for x in inputs]
     bounds = _bounds(equation, wide, runs)
-    seen = [flushed(x, aval.dtype) for x, aval in zip(wide, equation.inputs, strict=True)]
+    seen = [flushed(x, aval.dtype, equation.name) for x, aval in zip(wide, equation.inputs, strict=True)]
     if all(x is y for x, y in zip(wide, seen, strict=True)):
         return bounds
     others = registry.get("reference").apply(equation, seen)
-    steady = equation.name in EXACT | ROUNDED | SUMS
+    steady = equation.name in ARITHMETIC
     return [_or_else(bound, other, steady) for bound, other in zip(bounds, others, strict=True)]
 
 
