@@ -91,13 +91,12 @@ def sampled(name: str, fn: Function, arrays: Sequence[Array]) -> Sample | None:
 
 
 def corpus(names: Sequence[str], count: int, seed: int) -> Iterator[Sample]:
-    """``count`` programs, of each kind in turn."""
-    kinds = [_composed(names, count, seed), _random(names, count, seed), _optimizers(seed)]
-    turns = itertools.chain.from_iterable(zip(*kinds[:2], strict=False))
-    yield from itertools.islice(itertools.chain(kinds[2], turns), count)
+    """``count`` programs: the optimizers, then compositions and random programs in turn."""
+    turns = itertools.chain.from_iterable(zip(composed(names, seed), drawn(names, seed), strict=False))
+    yield from itertools.islice(itertools.chain(optimizers(seed), turns), count)
 
 
-def _composed(names: Sequence[str], count: int, seed: int) -> Iterator[Sample]:
+def composed(names: Sequence[str], seed: int) -> Iterator[Sample]:
     forms = itertools.cycle(COMPOSITIONS.items())
     for number in itertools.count(seed):
         for name in (name for name in names if name not in PROPERTIES):
@@ -108,7 +107,7 @@ def _composed(names: Sequence[str], count: int, seed: int) -> Iterator[Sample]:
                     yield sample
 
 
-def _random(names: Sequence[str], count: int, seed: int) -> Iterator[Sample]:
+def drawn(names: Sequence[str], seed: int) -> Iterator[Sample]:
     rng = random.Random(seed)
     for number in itertools.count(seed):
         found: list[Any] = []
@@ -120,7 +119,7 @@ def _random(names: Sequence[str], count: int, seed: int) -> Iterator[Sample]:
                 yield sample
 
 
-def _optimizers(seed: int) -> Iterator[Sample]:
+def optimizers(seed: int) -> Iterator[Sample]:
     rng = np.random.default_rng(seed)
     weights = {"w": rng.uniform(-1, 1, (4, 3)).astype(np.float32), "b": rng.uniform(-1, 1, 3).astype(np.float32)}
     leaves, tree = jax.tree.flatten(weights)
@@ -195,12 +194,12 @@ def misses(backend: Any, names: Sequence[str], count: int, seed: int, progress: 
         trials = collect(backend, name, seed=seed, count=10)
         if not trials:
             continue
-        samples = list(itertools.islice(_holding(name, seed), CHANCES))
+        samples = list(itertools.islice(holding(name, seed), CHANCES))
         known = [(p, h, measured_bounds(p, h), outputs(backend, p, h)) for _, p, h in samples]
         faults = faults_of([t.equation for t in trials], neighbours(name, trials))
         for fault in random.Random(f"{seed} {name}").sample(faults, min(each, len(faults))):
             wrong = type(backend)(rules=planted(backend, name, fault))
-            fates = [_fate(wrong, *sample) for sample in known]
+            fates = [fate_of(wrong, *sample) for sample in known]
             runs, seen = runs + sum(f != "same" for f in fates), seen + fates.count("caught")
             met, caught = met + any(f != "same" for f in fates), caught + ("caught" in fates)
             if "missed" in fates and "caught" not in fates:
@@ -213,13 +212,13 @@ def misses(backend: Any, names: Sequence[str], count: int, seed: int, progress: 
     progress.console.print(f"programs that a fault changes: {rate(seen, runs)} caught")
 
 
-def _holding(name: str, seed: int) -> Iterator[Sample]:
-    for sample in _composed([name], 0, seed + 1000):
+def holding(name: str, seed: int) -> Iterator[Sample]:
+    for sample in composed([name], seed + 1000):
         if name in sample[1].primitives:
             yield sample
 
 
-def _fate(wrong: Any, program: Program, host: list[Array], bounds: Sequence[Any], right: Any) -> str:
+def fate_of(wrong: Any, program: Program, host: list[Array], bounds: Sequence[Any], right: Any) -> str:
     got = outputs(wrong, program, host)
     if isinstance(right, str) or isinstance(got, str):
         return "same" if isinstance(right, str) else "caught"
