@@ -65,8 +65,13 @@ def test_the_reproducer_passes_when_the_fault_is_gone(few_primitives, monkeypatc
 def test_two_faults_are_told_apart(few_primitives, monkeypatch):
     monkeypatch.setitem(rules, "transpose", fuzz_plants.dropped_tail(rules["transpose"]))
     monkeypatch.setitem(rules, "neg", lambda equation, x: x)
-    _, found = hunted(4)
-    assert {finding.key.split()[1] for finding in found} == {"neg", "transpose"}
+    hunt, told = Hunt("mlx", seed=1), set()
+    for i in range(20):
+        finding = hunt.batch(i, size=20)
+        told |= {finding.key.split()[1]} if finding else set()
+        if told == {"neg", "transpose"}:
+            break
+    assert told == {"neg", "transpose"}
 
 
 def test_an_error_of_the_backend_is_a_finding(few_primitives, monkeypatch):
