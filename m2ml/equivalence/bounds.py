@@ -4,6 +4,14 @@
 The bound of a whole program is measured, not derived: the reference runs it again with every equation's result
 moved by its error scale in a random direction; the spread of the results is the program's own conditioning
 (Monte Carlo arithmetic; D. S. Parker, 1997).
+
+Where rounding or flushing can change an element to anything (a NaN, another integer), it is marked, not judged. What a
+bound of a program does not see: the sign of a zero, and one wrong rounding; bounds of single equations see both.
+
+The two errors, on a corpus of generated cases, their compositions, random programs and optimizers with 95% limits
+(``benchmarks/study_bounds.py``): outside their bounds were 2 of 2,000 programs on MLX (0.01% to 0.36%) and 3 of 600 on
+XLA's CPU (0.10% to 1.45%). Of 347 planted faults that change a program 332 were caught in at most 12 programs (93.0% to
+97.6%). The cases of single equations catch more than 99% of planted faults (``benchmarks/study_mutants.py``).
 """
 
 from __future__ import annotations
@@ -227,6 +235,10 @@ class Scales:
         self._calls[id(equation)] += 1
         if key not in self._known:
             scales = error_scale(equation, inputs, outputs, rule)
+            # Where this run has a NaN another may have a number, once subnormal numbers are taken for zero.
+            scales = [
+                s if s is None else np.where(np.isfinite(y), s, 0.0) for y, s in zip(outputs, scales, strict=True)
+            ]
             size = sum(s.nbytes for s in scales if s is not None)
             if self._bytes + size > REMEMBERED:
                 return scales

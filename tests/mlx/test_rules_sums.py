@@ -166,6 +166,20 @@ def test_convolutions(dtype):
         check_equal(convolve, grid(dtype, x, seed), grid(dtype, kernel, seed + 1))
 
 
+def test_a_convolution_whose_input_is_cropped_to_one_row():
+    """MLX takes the crop for contiguous and fails when it runs, unless it is made so."""
+    x, w = np.full((1, 1, 1, 2, 1), 3, np.float32), np.full((1, 3, 2, 1, 1), 2, np.float32)
+    numbers = lax.ConvDimensionNumbers((0, 4, 2, 3, 1), (0, 4, 1, 2, 3), (2, 0, 1, 3, 4))
+
+    def convolve(x, w):
+        padding = ((0, 2), (0, 2), (1, -1))
+        return lax.conv_general_dilated(
+            x, w, (1, 1, 2), padding, (1, 1, 1), (1, 3, 3), numbers, feature_group_count=1, batch_group_count=1
+        )
+
+    check_exact(convolve, x, w)
+
+
 def test_gradients_of_a_convolution():
     for groups in (1, 4):
         convolve = functools.partial(

@@ -123,7 +123,7 @@ def _by_patches(x: mx.array, kernel: mx.array, conv: Convolution, sizes: Sequenc
     starts = [s * d for s, d in zip(strides[1:], conv.strides, strict=True)]
     lead = (groups,) if groups > 1 else ()
     patches = mx.as_strided(
-        x,
+        mx.contiguous(x),  # MLX 0.32 takes a crop of one row for contiguous, and fails when it runs
         (*lead, features, *window, *sizes, batch),
         (*(batch for _ in lead), strides[0], *steps, *starts, 1),
     )
