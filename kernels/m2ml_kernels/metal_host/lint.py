@@ -53,7 +53,8 @@ def lint(source: Source) -> list[Finding]:
         unsaved_files=[("kernel.cc", _prepared(tokens))],
     )
     found += [_finding(diagnostic, source.file) for diagnostic in unit.diagnostics if _is_told(diagnostic)]
-    return sorted(set(found), key=lambda finding: finding.line)
+    # Sorting is stable: of one line, what is found here comes before what libclang says, in its order.
+    return sorted(dict.fromkeys(found), key=lambda finding: finding.line)
 
 
 def _prepared(tokens: list[Token]) -> str:
