@@ -38,4 +38,6 @@ from m2ml.plugins import hookimpl as hookimpl
 from m2ml.program import Program as Program
 from m2ml.selection import current as current
 from m2ml.selection import use as use
+from m2ml.tuning import Tuning as Tuning
+from m2ml.tuning import tune as tune
 from m2ml.xla import XlaBackend as XlaBackend

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ import jax
 import numpy as np
 
 from m2ml import arrays
-from m2ml.cache import ENVIRONMENT, cache_folder
+from m2ml.cache import ENVIRONMENT, cache_folder, write_json
 from m2ml.equivalence.bounds import RUNS as PERTURBED
 from m2ml.equivalence.bounds import Bound
 from m2ml.equivalence.measure import (
@@ -79,10 +78,7 @@ def _remembered(path: Path) -> Choice | None:
 
 def _remember(path: Path, choice: Choice) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(asdict(choice), file)
-        Path(file.name).replace(path)
+        write_json(path, asdict(choice))
     except OSError as error:
         said = f"m2ml auto cannot remember its choice in {path.parent} ({error.strerror}); set {ENVIRONMENT}"
         warnings.warn(said, RuntimeWarning, stacklevel=2)

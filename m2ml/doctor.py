@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from m2ml import selection
+from m2ml import selection, winners
 from m2ml.backend import Backend
+from m2ml.cache import cache_folder
 from m2ml.plugins import registry
 
 
@@ -20,12 +21,17 @@ def backends() -> Mapping[str, Backend]:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The report of `doctor`: ``text`` is for people, the other fields for programs."""
+    """The report of `doctor`: ``text`` is for people, the other fields for programs.
+
+    ``notes`` are what a working backend says of itself (its method ``diagnose``), such as what compiles its kernels.
+    """
 
     versions: Mapping[str, str]
     working: Mapping[str, tuple[str, ...]]
     failing: Mapping[str, str]
     default: str
+    notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    cache: str = ""
 
     @property
     def text(self) -> str:
@@ -33,7 +39,9 @@ class Diagnosis:
         for name, devices in self.working.items():
             chosen = " (default)" if name == self.default else ""
             lines.append(f"{name}{chosen}: {'; '.join(devices)}")
+            lines += [f"  {note}" for note in self.notes.get(name, ())]
         lines += [f"{name}: {reason}" for name, reason in self.failing.items()]
+        lines.append(f"cache: {self.cache}")
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -56,4 +64,7 @@ def doctor() -> Diagnosis:
         **{name: _version(name) for name in ("jax", "flax", "optax", "mlx", "numpy")},
     }
     working = {name: tuple(f"{d.name} [{d.kind}]" for d in backend.devices()) for name, backend in backends().items()}
-    return Diagnosis(versions, working, registry.reasons(), selection.current())
+    notes = {name: tuple(b.diagnose()) for name, b in backends().items() if hasattr(b, "diagnose")}
+    tuned = len(list(winners.folder().glob("*.json")))
+    kept = f"{cache_folder()}, with {tuned} tuned calls of ops"
+    return Diagnosis(versions, working, registry.reasons(), selection.current(), notes, kept)

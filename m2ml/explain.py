@@ -12,6 +12,7 @@ from m2ml.auto import choice_for
 from m2ml.kernel import select
 from m2ml.plugins import registry
 from m2ml.program import Program
+from m2ml.winners import DEFINITION, milliseconds
 
 if TYPE_CHECKING:
     from m2ml.staged import Staged
@@ -66,6 +67,10 @@ def _ops(program: Program, backend: str, device: str) -> list[str]:
     def note(call: Any, avals: Sequence[Any]) -> Any:
         chosen = select(call, avals, backend, device)
         what = f"kernel {chosen.kernel.name}" if chosen.kernel else "its definition"
+        ran = chosen.kernel.name if chosen.kernel else DEFINITION
+        what += f", measured {milliseconds(chosen.times[ran])}" if ran in chosen.times else ""
+        if chosen.kernel and DEFINITION in chosen.times:
+            what += f"; its definition: measured {milliseconds(chosen.times[DEFINITION])}"
         why = "".join(f"; {name}: {reason}" for name, reason in chosen.reasons.items())
         said[f"{call.name}: {what}{why}"] += 1
         return chosen.run

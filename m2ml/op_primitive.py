@@ -18,6 +18,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from m2ml import compat, kernel
+from m2ml.interpreter import short
 from m2ml.shapes import shared_leading
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ def _jitted(primitive: Any, call: Any) -> Callable[..., Any]:
     return jax.jit(functools.partial(primitive.bind, call=call))
 
 
+def forget() -> None:
+    """Compile calls outside of any program again: what runs them may have changed."""
+    _jitted.cache_clear()
+
+
 for _primitive, _abstract in ((op_p, _abstract_op), (tangent_p, _abstract_tangent)):
     _primitive.def_abstract_eval(_abstract)
     _primitive.def_impl(lambda *xs, call, primitive=_primitive: _jitted(primitive, call)(*xs))
@@ -99,13 +105,24 @@ def _run_definition(*leaves: Any, call: Any) -> list[Any]:
     return call.definition(*leaves)
 
 
+def _by_kernel(chosen: kernel.Selection, leaves: Sequence[Any]) -> list[Any]:
+    """What a kernel gives. Raises TypeError where it has not the types of the op's results."""
+    assert chosen.run
+    outs = chosen.run(*leaves)
+    given, expected = ([short(y) for y in ys] for ys in (outs, jax.tree.leaves(chosen.call.out(leaves))))
+    if given != expected:
+        said = f"kernel {chosen.kernel.name} of {chosen.call.name} gives" if chosen.kernel else ""
+        raise TypeError(f"{said} {', '.join(given)}; the op gives {', '.join(expected)}")
+    return outs
+
+
 def _lower_op(ctx: Any, *operands: Any, call: OpCall) -> Any:
     names = ctx.module_context.platforms
 
     def run(*leaves: Any, call: OpCall) -> list[Any]:
         backend, device = kernel.platforms.get(names[0], names[0]), "cpu" if names[0] == "cpu" else "gpu"
-        chosen = kernel.select(call, [compat.abstract(x) for x in leaves], backend, device).run
-        return chosen(*leaves) if chosen else call.definition(*leaves)
+        chosen = kernel.select(call, [compat.abstract(x) for x in leaves], backend, device)
+        return _by_kernel(chosen, leaves) if chosen.run else call.definition(*leaves)
 
     return mlir.lower_fun(run if len(names) == 1 else _run_definition, multiple_results=True)(ctx, *operands, call=call)
 

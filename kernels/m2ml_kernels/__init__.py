@@ -7,3 +7,5 @@ from m2ml_kernels.errors import KernelError as KernelError
 from m2ml_kernels.toolchain import Built as Built
 from m2ml_kernels.toolchain import compile_program as compile_program
 from m2ml_kernels.toolchain import compile_shared as compile_shared
+from m2ml_kernels.toolchain import find_shared as find_shared
+from m2ml_kernels.toolchain import object_folder as object_folder

@@ -54,7 +54,14 @@ def compile_shared(
     errors and the file's name say. Safe when several processes build the same thing at once.
     Raises `CompilerMissing`, `CompileError`, and ValueError for flags that would change the whole process's arithmetic.
     """
-    return _compile(source, ("-shared", *flags), include, name, ".so")
+    return _compile(_job(source, ("-shared", *flags), include, name, ".so"))
+
+
+def find_shared(
+    source: Path | str, *, flags: Sequence[str] = (), include: Sequence[Path | str] = (), name: str
+) -> Built | None:
+    """What `compile_shared` would find in the cache, or None. Raises `CompilerMissing`."""
+    return _job(source, ("-shared", *flags), include, name, ".so").cached()
 
 
 def compile_program(
@@ -66,7 +73,7 @@ def compile_program(
     name: str,
 ) -> Built:
     """Compile one C++17 source to an executable, otherwise as `compile_shared`; ``link_flags`` only link."""
-    return _compile(source, flags, include, name, "", link_flags)
+    return _compile(_job(source, flags, include, name, "", link_flags))
 
 
 def object_folder() -> Path:
@@ -75,27 +82,34 @@ def object_folder() -> Path:
     return (Path(chosen) if chosen else platformdirs.user_cache_path("m2ml")) / "objects"
 
 
-def _compile(
+def _job(
     source: Path | str,
     flags: Sequence[str],
     include: Sequence[Path | str],
     name: str,
     suffix: str,
     link_flags: Sequence[str] = (),
-) -> Built:
+) -> _Job:
     for flag in (*flags, *link_flags):
         if flag in _FLUSHING:
             raise ValueError(
                 f"{name}: {flag} turns denormals off in the whole process; pass the single flags it stands for"
             )
-    compiler = find_compiler()
-    folder = object_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = re.sub(r"\W", "_", name)[:80]
-    job = _Job(
-        source, compiler, (*_BASE_FLAGS, *flags), tuple(map(str, include)), stem, folder, suffix, tuple(link_flags)
+    compiler, folder = find_compiler(), object_folder()
+    return _Job(
+        source, compiler, (*_BASE_FLAGS, *flags), tuple(map(str, include)), name, folder, suffix, tuple(link_flags)
     )
-    return job.cached() or job.build()
+
+
+def _compile(job: _Job) -> Built:
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        return job.cached() or job.build()
+    except OSError as error:
+        said = (
+            f"{job.name} cannot be kept in {job.folder} ({error.strerror}): set ${CACHE_ENVIRONMENT} to another folder"
+        )
+        raise CompileError(said) from error
 
 
 @dataclass(frozen=True)
@@ -128,9 +142,14 @@ class _Job:
         return _digest("\0".join(parts).encode())
 
     @property
+    def stem(self) -> str:
+        """The name as files have it."""
+        return re.sub(r"\W", "_", self.name)[:80]
+
+    @property
     def manifest(self) -> Path:
         """The file that lists the headers which the last compilation read."""
-        return self.folder / f"{self.name}-{self.inputs}.headers"
+        return self.folder / f"{self.stem}-{self.inputs}.headers"
 
     def cached(self) -> Built | None:
         """What the cache has, if it is whole; whatever is missing, unreadable or altered is as good as absent."""
@@ -144,7 +163,7 @@ class _Job:
     def object_of(self, headers: Sequence[str]) -> Path:
         """The object's path: its name carries the digest of the inputs and of the headers' content."""
         contents = [_file_digest(header, *_stamp(header)) for header in headers]
-        return self.folder / f"{self.name}-{_digest(' '.join([self.inputs, *contents]).encode())}{self.suffix}"
+        return self.folder / f"{self.stem}-{_digest(' '.join([self.inputs, *contents]).encode())}{self.suffix}"
 
     def build(self) -> Built:
         with _locked(self.manifest.with_suffix(".lock")):
@@ -164,7 +183,7 @@ class _Job:
         """The object, the headers it read, and the seconds it took."""
         source = self.source
         if isinstance(source, str):
-            source = scratch / f"{self.name}.cc"
+            source = scratch / f"{self.stem}.cc"
             source.write_text(str(self.source))
         made, rules = scratch / "object", scratch / "headers.d"
         started = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from m2ml.cli import compare, conformance, demo, fuzz, inspect, kernel, train
+from m2ml.cli import compare, conformance, demo, fuzz, inspect, kernel, train, tune
 
 app = typer.Typer(
     name="m2ml",
@@ -18,6 +18,7 @@ app.add_typer(train.app, name="train")
 app.command("backends")(inspect.backends)
 app.command("doctor")(inspect.doctor)
 app.command("explain")(inspect.explain)
+app.command("tune")(tune.command)
 app.command("conformance")(conformance.command)
 app.command("fuzz")(fuzz.command)
 app.command("compare")(compare.command)

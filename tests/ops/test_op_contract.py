@@ -262,6 +262,13 @@ def test_a_kernel_runs_inside_transformations(registered, backend, mapped):
     assert ran_by_kernel(m2ml.jit(mapped, backend=backend), X[None])
 
 
+def test_a_kernel_that_gives_other_types_is_named(registered):
+    registered("cpu", load=lambda: lambda x, shift=None, **static: (x.astype(jnp.float16), jnp.sum(x)))
+    said = r"^kernel marked of toy gives float16\[3,4\], float32\[\]; the op gives float32\[3,4\], float32\[3\]"
+    with pytest.raises(TypeError, match=said):
+        m2ml.jit(lambda x: toy(x), backend="cpu")(X)
+
+
 @pytest.mark.parametrize("backend", LOADS)
 def test_gradients_never_go_through_a_kernel(registered, backend):
     registered(backend)

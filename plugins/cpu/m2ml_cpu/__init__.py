@@ -20,6 +20,6 @@ def m2ml_register_kernels(register: Callable[[Kernel], None]) -> None:
 
 
 def _backend() -> object:
-    from m2ml.xla import XlaBackend
+    from m2ml_cpu.engine import CpuBackend
 
-    return XlaBackend("cpu", "cpu")
+    return CpuBackend()

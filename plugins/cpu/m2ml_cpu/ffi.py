@@ -19,15 +19,17 @@ def source_of(stem: str) -> Path:
     return Path(str(importlib.resources.files("m2ml_kernels") / "cpp" / f"{stem}.cc"))
 
 
+def settings() -> dict[str, Any]:
+    """How files of kernels are compiled."""
+    return {"flags": FLAGS, "include": (jax.ffi.include_dir(), source_of("call").parent)}
+
+
 @functools.cache
 def library(source: Path) -> ctypes.CDLL:
     """The compiled kernels of one file. Raises what `m2ml_kernels.compile_shared` raises."""
     from m2ml_kernels import compile_shared
 
-    built = compile_shared(
-        source, flags=FLAGS, include=(jax.ffi.include_dir(), source_of("call").parent), name=source.name
-    )
-    return ctypes.CDLL(str(built.path))
+    return ctypes.CDLL(str(compile_shared(source, name=source.name, **settings()).path))
 
 
 @functools.cache

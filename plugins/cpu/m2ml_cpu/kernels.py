@@ -31,7 +31,7 @@ def cpp(op: str, make: Callable[[Function], Function], *, file: str = "", **more
     def load() -> Function:
         return make(handler(source_of(file), op))
 
-    return Kernel(op, "cpu", f"cpp/{op}", load, devices=("cpu",), source=f"cpp/{file}.cc", **more)
+    return Kernel(op, "cpu", f"cpp/{op}", load, devices=("cpu",), source=source_of(file), **more)
 
 
 def one_dtype(*arrays: Any, **static: Any) -> str:
