@@ -20,7 +20,8 @@ from m2ml.equivalence.bounds import (
     Perturbation,
     bound_of,
     error_scale,
-    flushed,
+    on_a_cut,
+    other_inputs,
     terms,
     tiny,
     unit,
@@ -42,6 +43,12 @@ EITHER_ZERO = float(np.nextafter(0.0, 1.0))
 ANY_ZERO = SUMS - {"cumprod", "reduce_prod", "scatter_mul"} | set(
     """clamp cummax cummin reduce_max reduce_min reduce_window_max reduce_window_min scatter_max scatter_min
     sin""".split()
+)
+
+#: Primitives that compare numbers and give one of them: one that takes subnormal numbers for zero finds them equal.
+CHOOSING = frozenset(
+    """clamp cummax cummin max min nextafter reduce_max reduce_min reduce_window_max reduce_window_min
+    scatter_max scatter_min sort top_k""".split()
 )
 
 #: Equations remembered by `same_equation`; beyond this many they are forgotten and compiled again.
@@ -78,14 +85,13 @@ def equation_bounds(equation: Equation, inputs: Sequence[Array], *, runs: int = 
     Nothing is allowed where an equation is exact or correctly rounded, nor where every function gives a zero of a
     certain sign; rounding of the output itself is the judgement's part. Control flow is measured by ``runs`` runs.
     """
-    wide = [widen(x) for x in inputs]
-    bounds = _bounds(equation, wide, runs)
-    seen = [flushed(x, aval.dtype, equation.name) for x, aval in zip(wide, equation.inputs, strict=True)]
-    if all(x is y for x, y in zip(wide, seen, strict=True)):
-        return bounds
-    others = registry.get("reference").apply(equation, seen)
-    steady = equation.name in ARITHMETIC
-    return [_or_else(bound, other, steady) for bound, other in zip(bounds, others, strict=True)]
+    reference, wide = registry.get("reference"), [widen(x) for x in inputs]
+    bounds, steady = _bounds(equation, wide, runs), equation.name in ARITHMETIC and not on_a_cut(equation, wide)
+    for seen in other_inputs(equation, wide):
+        others = _chosen_by(equation, seen, wide) if equation.name == "sort" else reference.apply(equation, seen)
+        each = zip(bounds, others, strict=True)
+        bounds = [_or_else(bound, other, steady, equation.name in CHOOSING) for bound, other in each]
+    return bounds
 
 
 def _bounds(equation: Equation, wide: Sequence[Array], runs: int) -> list[Bound]:
@@ -108,12 +114,13 @@ def _bounds(equation: Equation, wide: Sequence[Array], runs: int) -> list[Bound]
     return bounds
 
 
-def _or_else(bound: Bound, other: Array, steady: bool) -> Bound:
-    """``bound`` where an engine may take subnormal numbers for zero and give ``other``.
+def _or_else(bound: Bound, other: Array, steady: bool, choosing: bool) -> Bound:
+    """``bound`` where an engine may take subnormal numbers for zero and then give ``other``.
 
-    Arithmetic then gives one of the two or, of a sum, something between. The formulas of other functions, half of
-    whose steps see the number, give anything: XLA's CPU says -104 for the logarithm of 1e-39, and -5.6e-16 for the
-    cube root of 1e-45. Such elements are not judged.
+    Arithmetic (``steady``) gives one of the two or, of a sum, something between. What chooses among numbers may take
+    any of those that became equal, and give it as it was: XLA's CPU sorts 0, -3e-39 and 2e-39 into that order. The
+    formulas of other functions, half of whose steps see the number, give anything: XLA's CPU says -104 for the
+    logarithm of 1e-39, and -5.6e-16 for the cube root of 1e-45. Such elements are not judged.
     """
     if not unit(bound.dtype):
         return replace(bound, unstable=bound.unstable | (other != bound.expected))
@@ -124,7 +131,24 @@ def _or_else(bound: Bound, other: Array, steady: bool) -> Bound:
     turned = (distance == 0) & (np.signbit(np.real(other)) != np.signbit(np.real(bound.expected)))
     allowed = np.where(turned, np.maximum(bound.allowed, EITHER_ZERO), bound.allowed)
     allowed = np.where(near, allowed + distance, allowed)
+    if choosing:  # two numbers below the least normal one are less than twice that apart
+        small = _vanishes(bound.expected, bound.dtype) | _vanishes(other, bound.dtype)
+        allowed = np.where(small, allowed + 2 * tiny(bound.dtype), allowed)
     return replace(bound, allowed=allowed, unstable=bound.unstable | (~same & ~near))
+
+
+def _vanishes(x: Array, dtype: np.dtype[Any]) -> Array:
+    """Where a number, or a part of it, is below the least normal one."""
+    parts = (x.real, x.imag) if np.iscomplexobj(x) else (x,)
+    return np.any([np.abs(part) < tiny(dtype) for part in parts], axis=0)
+
+
+def _chosen_by(equation: Equation, keys: Sequence[Array], operands: Sequence[Array]) -> list[Array]:
+    """``operands`` in the order in which ``equation``, a sort, puts ``keys``."""
+    count = equation.params["num_keys"]
+    both = (*equation.inputs[:count], *equation.inputs)
+    twice = replace(equation, inputs=both, outputs=both)
+    return registry.get("reference").apply(twice, [*keys[:count], *operands])[count:]
 
 
 def _measured(equation: Equation, inputs: Sequence[Array], expected: Sequence[Array], count: int) -> list[Bound]:

@@ -44,6 +44,7 @@ def _real_shares(got: Array, expected: Array, allowed: Array) -> Array:
         return np.where(inside, np.minimum(share, 1.0), np.where(share > 1.0, share, np.inf))
 
 
+@np.errstate(all="ignore")
 def judge(path: str, got: Array, bound: Bound, *, nan_parts: bool = False) -> OutputReport:
     """Hold one output against its bound: same shape and dtype, every element within its distance.
 
@@ -74,11 +75,10 @@ def _distance(got: Array, bound: Bound, held: Array) -> Array:
     if not unit(bound.dtype):
         return np.abs(got.astype(float) - held.astype(float))
     wide = bound.expected.dtype
-    with np.errstate(all="ignore"):
-        expected = np.where(np.isfinite(held), bound.expected, held.astype(wide))
-        value = got.astype(wide)
-        same = (value == expected) | (np.isnan(value) & np.isnan(expected))
-        distance = np.abs(value - expected)
+    expected = np.where(np.isfinite(held), bound.expected, held.astype(wide))
+    value = got.astype(wide)
+    same = (value == expected) | (np.isnan(value) & np.isnan(expected))
+    distance = np.abs(value - expected)
     return np.where(same, 0.0, np.where(np.isnan(distance), np.inf, distance))
 
 
@@ -87,8 +87,7 @@ def _class_of(held: Array, bound: Bound) -> Array:
     if not unit(bound.dtype):
         classes = np.full(held.shape, CLASSES.index("exact"), np.int8)
     else:
-        with np.errstate(all="ignore"):
-            size = np.abs(held.astype(bound.expected.dtype))
+        size = np.abs(held.astype(bound.expected.dtype))
         classes = np.zeros(held.shape, np.int8)
         for name, found in (
             ("zero", size == 0),
@@ -131,5 +130,4 @@ def _map(share: Array, shape: tuple[int, ...]) -> Array:
         cells = min(grid.shape[axis], MAP_CELLS)
         starts = np.arange(cells) * grid.shape[axis] // cells
         grid = np.maximum.reduceat(grid, starts, axis=axis)
-    with np.errstate(over="ignore"):
-        return grid.astype(np.float32)
+    return grid.astype(np.float32)

@@ -70,6 +70,11 @@ def test_values_that_overflow_or_are_not_numbers_agree():
     ).check()
 
 
+def test_a_signaling_nan_agrees_with_itself():
+    bits = np.array([0x7F800001, 0xFF800001, 0x7FC00000], np.uint32)
+    m2ml.compare(lambda x: jax.lax.bitcast_convert_type(x, jnp.float32), bits, backends=["cpu"]).check()
+
+
 def test_ties_that_rounding_decides_are_reported_not_judged():
     def ties(x):
         return jnp.argmax(jnp.stack([jnp.sum(x), jnp.sum(x[::-1])]))

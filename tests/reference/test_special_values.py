@@ -50,6 +50,13 @@ def check(function: Callable[..., Any], *args: Array) -> None:
         np.testing.assert_array_equal(np.signbit(want[zeros]), np.signbit(bound.expected[zeros]))
 
 
+def test_complex_numbers_divided_by_zeros_of_either_sign() -> None:
+    parts = np.float32([0.0, -0.0, 1.0, -2.0, np.inf, -np.inf, np.nan])
+    x, zero = (lax.complex(*(g.ravel() for g in np.meshgrid(p, p))) for p in (parts, parts[:2]))
+    check(lax.div, *(np.asarray(g).ravel() for g in np.meshgrid(x, zero)))
+    check(lambda z: lax.integer_pow(z, -1), np.asarray(zero))
+
+
 @pytest.mark.parametrize("name", UNARY)
 def test_unary(name: str) -> None:
     # XLA's digamma at zero was NaN up to jax 0.10 and is infinite in jax 0.12; the reference has NaN at every pole.

@@ -35,7 +35,7 @@ def dot_general(draw: Draw, name: str) -> Case:
     numbers = ((left_inner, right_inner), (left_batch, right_batch))
     preferred = one_of(draw, None, None, "float32" if dtype in FLOATS else "int32" if dtype in INTEGERS else None)
     arrays = [
-        array(draw, shape, dtype, finite=True, scales=(1.0, 1e-3, 20.0), number=i)
+        array(draw, shape, dtype, finite=True, scales=(1.0, 1e-3, 20.0), copy=i)
         for i, shape in enumerate((left, right))
     ]
     return lambda x, y: lax.dot_general(x, y, numbers, preferred_element_type=preferred), arrays
@@ -86,7 +86,7 @@ def convolution(draw: Draw, name: str) -> Case:
         )
 
     return convolve, [
-        array(draw, shape, dtype, finite=True, scales=(1.0, 20.0), number=i) for i, shape in enumerate((left, right))
+        array(draw, shape, dtype, finite=True, scales=(1.0, 20.0), copy=i) for i, shape in enumerate((left, right))
     ]
 
 

@@ -104,7 +104,7 @@ def complex_parts(draw: Draw, name: str) -> Case:
 @covers("complex")
 def make_complex(draw: Draw, name: str) -> Case:
     shape = shapes(draw)
-    return lax.complex, [array(draw, shape, "float32", number=number) for number in range(2)]
+    return lax.complex, [array(draw, shape, "float32", copy=copy) for copy in range(2)]
 
 
 @covers("integer_pow")
@@ -117,7 +117,7 @@ def integer_pow(draw: Draw, name: str) -> Case:
 
 def _two(draw: Draw, dtype: str, **domain: Any) -> list[np.ndarray]:
     shape = shapes(draw)
-    return [array(draw, shape, dtype, number=number, **domain) for number in range(2)]
+    return [array(draw, shape, dtype, copy=copy, **domain) for copy in range(2)]
 
 
 @covers("add", "sub", "mul", "div")
@@ -176,7 +176,7 @@ def comparisons(draw: Draw, name: str) -> Case:
 def clamp(draw: Draw, name: str) -> Case:
     shape, dtype = shapes(draw), dtype_among(draw, *REAL)
     ends = shape if coin(draw) else ()
-    return lax.clamp, [array(draw, s, dtype, number=i) for i, s in enumerate((ends, shape, ends))]
+    return lax.clamp, [array(draw, s, dtype, copy=i) for i, s in enumerate((ends, shape, ends))]
 
 
 @covers("select_n")
@@ -185,7 +185,7 @@ def select_n(draw: Draw, name: str) -> Case:
     kind = one_of(draw, "bool", "int32") if count == 2 else "int32"
     which = array(draw, shape, kind, low=0, high=count - 1) if kind == "int32" else array(draw, shape, "bool")
     which = which if coin(draw) or not which.size else which.reshape(-1)[0].reshape(())
-    return lax.select_n, [which, *(array(draw, shape, dtype, number=i) for i in range(count))]
+    return lax.select_n, [which, *(array(draw, shape, dtype, copy=i) for i in range(count))]
 
 
 @covers("convert_element_type")

@@ -19,6 +19,7 @@ from m2ml.equivalence.primitives.values import (
     array,
     coin,
     dtype_among,
+    number,
     one_of,
     shape_of,
 )
@@ -27,7 +28,7 @@ MODES = ("fill", "clip", "promise_in_bounds")
 
 
 def _indices(draw: Draw, shape: tuple[int, ...], most: int) -> np.ndarray:
-    rng = np.random.default_rng(draw(st.integers(0, 2**20)))
+    rng = np.random.default_rng(number(draw))
     dtype = one_of(draw, "int32", "int32", "int8", "uint8", "uint32")
     low = 0 if dtype.startswith("u") else -3
     chosen = rng.integers(low, most + 3, shape)
@@ -43,7 +44,7 @@ def dynamic_slices(draw: Draw, name: str) -> Case:
     starts = [s.astype(starts[0].dtype) for s in starts]
     if name == "dynamic_slice":
         return lambda x, *at: lax.dynamic_slice(x, at, sizes), [x, *starts]
-    update = array(draw, sizes, x.dtype.name, number=1)
+    update = array(draw, sizes, x.dtype.name, copy=1)
     return lambda x, u, *at: lax.dynamic_update_slice(x, u, at), [x, update, *starts]
 
 
@@ -107,9 +108,7 @@ def scatter(draw: Draw, name: str) -> Case:
     if mode == "clip" and at.dtype == np.uint32 and not _clips_unsigned():
         at = at.astype(np.int32)
     finite = not ordered and name != "scatter"
-    arrays = [
-        array(draw, s, dtype, finite=finite, scales=(1.0, 20.0), number=i) for i, s in enumerate((shape, updates))
-    ]
+    arrays = [array(draw, s, dtype, finite=finite, scales=(1.0, 20.0), copy=i) for i, s in enumerate((shape, updates))]
     unique = name == "scatter" and not _meets_once(at)
     if unique:
         arrays[1] = np.full(updates, arrays[1].reshape(-1)[0] if arrays[1].size else 0, arrays[1].dtype)

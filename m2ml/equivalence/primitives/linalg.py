@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from m2ml.equivalence.primitives.cases import Case, covers, public
-from m2ml.equivalence.primitives.values import Draw, coin, one_of
+from m2ml.equivalence.primitives.values import Draw, coin, number, one_of
 
 linalg = lax.linalg
 
@@ -17,7 +17,7 @@ def _matrix(draw: Draw, *, square: bool = False, complex_too: bool = True) -> np
     batch = one_of(draw, (), (2,), (0,), (1, 2))
     rows = one_of(draw, 1, 2, 3, 5)
     columns = rows if square else one_of(draw, 1, 2, 3, 5)
-    rng = np.random.default_rng(draw(st.integers(0, 2**20)))
+    rng = np.random.default_rng(number(draw))
     x = rng.standard_normal((*batch, rows, columns))
     if complex_too and coin(draw):
         x = x + 1j * rng.standard_normal(x.shape)

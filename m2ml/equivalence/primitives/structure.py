@@ -25,8 +25,8 @@ from m2ml.equivalence.primitives.values import (
 )
 
 
-def _operand(draw: Draw, least: int = 0, sizes: tuple[int, ...] = SIZES, number: int = 0) -> np.ndarray:
-    return array(draw, shape_of(draw, least, sizes=sizes), dtype_among(draw, *EVERY), number=number)
+def _operand(draw: Draw, least: int = 0, sizes: tuple[int, ...] = SIZES, copy: int = 0) -> np.ndarray:
+    return array(draw, shape_of(draw, least, sizes=sizes), dtype_among(draw, *EVERY), copy=copy)
 
 
 def _axis(draw: Draw, x: np.ndarray) -> int:
@@ -99,7 +99,7 @@ def _joined(draw: Draw) -> tuple[list[np.ndarray], int]:
     equal = coin(draw)
     lengths = [first.shape[axis] if equal else one_of(draw, *SIZES) for _ in range(count)]
     shapes = [(*first.shape[:axis], n, *first.shape[axis + 1 :]) for n in lengths]
-    return [array(draw, shape, first.dtype.name, number=i) for i, shape in enumerate(shapes)], axis
+    return [array(draw, shape, first.dtype.name, copy=i) for i, shape in enumerate(shapes)], axis
 
 
 @covers("concatenate")
@@ -124,7 +124,7 @@ def stacking(draw: Draw, name: str) -> Case:
         axis = _axis(draw, x)
         return lambda x: function(x, axis), [x]
     axis, count = draw(st.integers(0, x.ndim)), one_of(draw, *range(1, 4))
-    return lambda *xs: function(xs, axis), [array(draw, x.shape, x.dtype.name, number=i) for i in range(count)]
+    return lambda *xs: function(xs, axis), [array(draw, x.shape, x.dtype.name, copy=i) for i in range(count)]
 
 
 @covers("tile")
@@ -143,7 +143,7 @@ def iota(draw: Draw, name: str) -> Case:
 
 @covers("optimization_barrier")
 def barrier(draw: Draw, name: str) -> Case:
-    return lambda *xs: lax.optimization_barrier(xs), [_operand(draw), _operand(draw, number=1)]
+    return lambda *xs: lax.optimization_barrier(xs), [_operand(draw), _operand(draw, copy=1)]
 
 
 @covers("empty")

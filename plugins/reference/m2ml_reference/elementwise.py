@@ -100,7 +100,16 @@ def multiply_add(equation: Equation, x: Array, y: Array, z: Array) -> Array:
 
 @rules.define("div")
 def div(equation: Equation, x: Array, y: Array) -> Array:
-    return int_div(x, y) if is_integer(x.dtype) else np.divide(x, y)
+    return int_div(x, y) if is_integer(x.dtype) else quotient(x, y)
+
+
+def quotient(x: Array, y: Array) -> Array:
+    """Of complex numbers as C's Annex G: divided by zero, the parts are infinite by the sign of its real part."""
+    result = np.asarray(np.divide(x, y))
+    if is_complex(result.dtype):
+        infinity = np.copysign(np.inf, y.real)
+        result = np.where(y == 0, _complex(infinity * x.real, infinity * x.imag), result)
+    return result
 
 
 @rules.define("rem")
@@ -123,13 +132,13 @@ def integer_pow(equation: Equation, x: Array) -> Array:
 
 def _repeated_product(x: Array, exponent: int) -> Array:
     if exponent < 0:
-        return 1 / _repeated_product(x, -exponent)
-    result = np.ones_like(x)
+        return quotient(np.ones_like(x), _repeated_product(x, -exponent))
+    result = None
     while exponent:
         if exponent & 1:
-            result = result * x
+            result = x if result is None else result * x
         x, exponent = x * x, exponent >> 1
-    return result
+    return np.ones_like(x) if result is None else result
 
 
 @rules.define("one_minus_square")
