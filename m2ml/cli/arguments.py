@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
+
+#: A command's function, and the arrays it is called with.
+FunctionName = Annotated[
+    str, typer.Argument(help="Module and function, such as mymodel:loss.", metavar="MODULE:FUNCTION")
+]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="One argument: a type such as float32[8,64], filled with random numbers; an .npy file; or the word"
+        " key, a random key. Once for each, in order.",
+        metavar="TYPE|FILE",
+    ),
+]
 
 
 def function_of(name: str) -> Any:
@@ -26,6 +42,20 @@ def function_of(name: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise M2mlError(f"{name} was not found: {error}") from error
     return found
+
+
+@contextlib.contextmanager
+def calling(function: str) -> Iterator[None]:
+    """What ``function`` raises because it does not take its arguments becomes one sentence."""
+    from m2ml.errors import M2mlError
+
+    try:
+        yield
+    except M2mlError:
+        raise
+    except (TypeError, ValueError) as error:
+        said = " ".join(str(error).partition("\n[NOTE]")[0].split())
+        raise M2mlError(f"{function} does not take these arguments: {said}") from error
 
 
 def aval_of(text: str) -> Any:

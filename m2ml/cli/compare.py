@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from m2ml.cli.arguments import arrays_of, function_of
+from m2ml.cli.arguments import Arguments, FunctionName, arrays_of, calling, function_of
 from m2ml.cli.console import make_console, plain_errors
 
 #: Exit code when a backend disagrees or fails.
@@ -15,17 +15,8 @@ DISAGREES = 1
 
 
 def command(
-    function: Annotated[
-        str, typer.Argument(help="Module and function, such as mymodel:loss.", metavar="MODULE:FUNCTION")
-    ],
-    arg: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="One argument: a type such as float32[8,64], filled with random numbers; an .npy file; or the word"
-            " key, a random key. Once for each, in order.",
-            metavar="TYPE|FILE",
-        ),
-    ] = None,
+    function: FunctionName,
+    arg: Arguments = None,
     backend: Annotated[list[str] | None, typer.Option(help="A backend to compare; all of them if not given.")] = None,
     grad: Annotated[bool, typer.Option("--grad", help="Compare gradients with respect to the arguments, too.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the random arguments.")] = 0,
@@ -56,15 +47,11 @@ def command(
 
 
 def _compare(function: str, args: list[Any], backends: list[str] | None, grad: bool, isolated: bool | float) -> Any:
-    """The report; a function that does not take these arguments is an error in one sentence."""
     import m2ml
 
     fn = function_of(function)
-    try:
+    with calling(function):
         return m2ml.compare(fn, *args, backends=backends, grad=grad, isolated=isolated)
-    except (TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise m2ml.M2mlError(f"{function} does not take these arguments: {said}") from error
 
 
 def _write(path: Path, write: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from m2ml.cli.arguments import aval_of, function_of
+from m2ml.cli.arguments import FunctionName, aval_of, calling, function_of
 from m2ml.cli.console import make_console, plain_errors
 
 
@@ -35,9 +35,7 @@ def doctor() -> None:
 
 
 def explain(
-    function: Annotated[
-        str, typer.Argument(help="Module and function, such as mymodel:loss.", metavar="MODULE:FUNCTION")
-    ],
+    function: FunctionName,
     arg: Annotated[
         list[str] | None,
         typer.Option(help="Type of one argument, such as float32[8,64]; once for each, in order.", metavar="TYPE"),
@@ -55,4 +53,7 @@ def explain(
     with plain_errors():
         found = function_of(function)
         jitted = found if isinstance(found, m2ml.Jitted) else m2ml.jit(found)
-        typer.echo(jitted.on(backend or m2ml.current()).explain(*map(aval_of, arg or ())).text)
+        avals = [aval_of(text) for text in arg or ()]
+        with calling(function):
+            explanation = jitted.on(backend or m2ml.current()).explain(*avals)
+        typer.echo(explanation.text)

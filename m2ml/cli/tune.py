@@ -6,22 +6,13 @@ from typing import Annotated
 
 import typer
 
-from m2ml.cli.arguments import arrays_of, function_of
+from m2ml.cli.arguments import Arguments, FunctionName, arrays_of, calling, function_of
 from m2ml.cli.console import plain_errors
 
 
 def command(
-    function: Annotated[
-        str, typer.Argument(help="Module and function, such as mymodel:loss.", metavar="MODULE:FUNCTION")
-    ],
-    arg: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="One argument: a type such as float32[8,64], filled with random numbers; an .npy file; or the word"
-            " key, a random key. Once for each, in order.",
-            metavar="TYPE|FILE",
-        ),
-    ] = None,
+    function: FunctionName,
+    arg: Arguments = None,
     backend: Annotated[str | None, typer.Option(help="Backend to tune; the default one if not given.")] = None,
     grad: Annotated[bool, typer.Option("--grad", help="Tune what its gradient calls, too.")] = False,
     seconds: Annotated[float, typer.Option(help="Time each implementation of a call for about this long.")] = 1.0,
@@ -38,9 +29,6 @@ def command(
 
     with plain_errors():
         fn, args = function_of(function), arrays_of(arg or (), seed)
-        try:
+        with calling(function):
             report = m2ml.tune(fn, *args, backend=backend, grad=grad, seconds=seconds)
-        except (TypeError, ValueError) as error:
-            said = " ".join(str(error).split())
-            raise m2ml.M2mlError(f"{function} does not take these arguments: {said}") from error
         typer.echo(report.text)

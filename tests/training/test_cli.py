@@ -278,6 +278,8 @@ def test_explain_says_how_a_function_runs():
     [
         (["jax.nn"], "a function is named as MODULE:FUNCTION; got jax.nn"),
         (["jax.nn:nothing"], "jax.nn:nothing was not found"),
+        (["jax.numpy:sin"], "jax.numpy:sin does not take these arguments"),
+        (["jax.numpy:matmul", "--arg", "float32[2,3]", "--arg", "float32[2,3]"], "got (3,) and (2,)"),
         (["nowhere.at.all:f"], "nowhere.at.all:f was not found"),
         (
             ["jax.nn:softmax", "--arg", "float32(3)"],
