@@ -6,14 +6,16 @@ would be lost with it. Nothing here imports hypothesis, which only the worker ne
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +25,9 @@ from m2ml.equivalence.findings import Counts, Finding
 
 #: A worker that says nothing for so many seconds hangs.
 PATIENCE = 120.0
+
+#: Characters of a file's name that are taken from a finding's key.
+_LONGEST = 100
 
 #: Run in a worker before anything else; how a test plants what crashes.
 Prepare = Callable[[], None]
@@ -76,18 +81,17 @@ class Fuzz:
         began = time.monotonic()
         before = self.summary.seconds
 
-        def left() -> float:
-            self.summary.seconds = before + time.monotonic() - began
-            enough = programs is not None and self.summary.counts.programs >= programs
-            return 0.0 if enough else began + seconds - time.monotonic()
+        with _interrupted() as stopped:
 
-        try:
+            def left() -> float:
+                self.summary.seconds = before + time.monotonic() - began
+                enough = programs is not None and self.summary.counts.programs >= programs
+                return 0.0 if enough or stopped.is_set() else began + seconds - time.monotonic()
+
             while left() > 0:
                 with _worker(_hunt, self._task(), self.prepare) as (process, messages):
                     self._listen(process, messages, left, patience, on_progress)
-        except KeyboardInterrupt:
-            pass
-        left()
+            left()
         on_progress(self.summary)
         return self.summary
 
@@ -125,6 +129,10 @@ class Fuzz:
                 return self._lost("crash", _exit(process.exitcode), patience)
             self._hear(kind, content)
             on_progress(self.summary)
+        process.kill()
+        with suppress(EOFError, OSError):  # what it said before it ended counts
+            while True:
+                self._hear(*messages.recv())
         return None
 
     def _hear(self, kind: str, content: Any) -> None:
@@ -165,8 +173,7 @@ class Fuzz:
         return last
 
     def _keep(self, finding: Finding) -> None:
-        if finding.key in self.summary.findings:
-            return
+        """A finding as it was met is replaced once it is cut down."""
         self.summary.findings[finding.key] = finding
         if self.out is not None:
             save(finding, self.out)
@@ -175,11 +182,34 @@ class Fuzz:
 def save(finding: Finding, folder: Path) -> Path:
     """Write the finding's source to a file named after its key; the file is there whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{re.sub(r'[^a-z0-9]+', '_', finding.key.lower()).strip('_')[:100]}.py"
+    stem = re.sub(r"[^a-z0-9]+", "_", finding.key.lower()).strip("_")
+    if len(stem) > _LONGEST:  # what is cut off may be all that tells it from another
+        stem = f"{stem[:_LONGEST]}_{hashlib.sha256(finding.key.encode()).hexdigest()[:8]}"
+    path = folder / f"{stem}.py"
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(finding.source)
     partial.replace(path)
     return path
+
+
+@contextmanager
+def _interrupted() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, so that it interrupts nothing half done; a second Ctrl-C is as ever."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    usual = signal.getsignal(signal.SIGINT)
+
+    def stop(*_: Any) -> None:
+        stopped.set()
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _titled(source: str, title: str) -> str:
@@ -232,18 +262,18 @@ def _hunt(messages: Connection, backend: str, seed: int, first: int, counts: Cou
         **known,
         before=lambda source: messages.send(("before", source)),
         after=lambda new: messages.send(("after", new)),
+        found=lambda finding: messages.send(("finding", finding)),
     )
     hunt.counts.add(counts)
     messages.send(("start", None))
     number = first
     while True:
         try:
-            finding = hunt.batch(number)
+            hunt.batch(number)
         except Exception as error:  # whatever JAX or a generator raises: it costs this batch
             said = "".join(traceback.format_exception(error))
             key = f"{backend} no program: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             finding = Finding(key, "error", said, "".join(f"# {line}\n" for line in said.splitlines()))
-        if finding:
             messages.send(("finding", finding))
         messages.send(("batch", number))
         forget_compiled()

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from m2ml.equivalence.programs import RandomProgram, drawable, palette, programs
 from m2ml.equivalence.report import Divergence, Report
 from m2ml.equivalence.reproduce import source_of
 from m2ml.equivalence.smaller import smaller
-from m2ml.errors import Disagreement, FallbackWarning, M2mlError
+from m2ml.errors import Disagreement, FallbackWarning
 from m2ml.plugins import registry
 from m2ml.program import Program
 from m2ml.staged import Staged
@@ -62,7 +62,8 @@ class Hunt:
     """Batches of random programs on ``backend``, the same ones for the same ``seed`` and ``counts``.
 
     ``known`` are keys of findings that are not reported again, ``avoided`` primitives that are not drawn.
-    ``before(source)`` is told each program that is about to run, ``after(counts)`` what it added.
+    ``before(source)`` is told each program that is about to run, ``after(counts)`` what it added, ``found(finding)``
+    each new disagreement at once, as it was met, and again once it is cut down.
     """
 
     def __init__(
@@ -74,15 +75,16 @@ class Hunt:
         avoided: Iterable[str] = (),
         before: Callable[[str], None] | None = None,
         after: Callable[[Counts], None] | None = None,
+        found: Callable[[Finding], None] | None = None,
     ) -> None:
         self.backend, self.seed, self.known = backend, seed, set(known)
         self.avoided = frozenset(avoided)
-        self.before, self.after = before, after
+        self.before, self.after, self.found = before, after, found
         self.counts = Counts()
         self.rare = _rare(backend)
 
-    def batch(self, number: int, *, size: int = BATCH) -> Finding | None:
-        """Run batch ``number``: its first new disagreement, shrunk, or None."""
+    def batch(self, number: int, *, size: int = BATCH) -> list[Finding]:
+        """Run batch ``number``: its new disagreements cut down, the first of them by hypothesis too."""
         names = palette(random.Random(f"{self.seed} {number}"), self.counts.primitives, self.rare)
         names = [name for name in names if name not in self.avoided]
         shrinker = _Shrinker(self)
@@ -101,9 +103,44 @@ class Hunt:
         except (_Stop, Disagreement):
             pass
         except Exception:  # hypothesis has opinions on functions whose result depends on the time
-            if shrinker.best is None:
+            if not shrinker.met:
                 raise
-        return shrinker.finding()
+        self.known.update(shrinker.met)
+        return [self.tell(self.cut_down(met)) for met in shrinker.met.values()]
+
+    def tell(self, finding: Finding) -> Finding:
+        if self.found:
+            self.found(finding)
+        return finding
+
+    def cut_down(self, met: Met) -> Finding:
+        """The smallest part of a program that shows its disagreement still; the program itself at worst."""
+        try:
+            program, host = smaller(met.verdict.program, met.verdict.host, self._shows, met.divergence)
+            again = examined(program, host, self.backend)
+            if again.report.ok:
+                return self.uncut(met, "run again, it agrees")
+            return self._written(met, again)
+        except Exception as error:  # what was found is worth more than what is wrong with cutting it down
+            return self.uncut(met, f"it was not cut down: {type(error).__name__}: {error}")
+
+    def uncut(self, met: Met, why: str = "") -> Finding:
+        """The disagreement as it was met; where even that cannot be written, what is known of it."""
+        met = replace(met, notes=(*met.notes, why)) if why else met
+        try:
+            return self._written(met, met.verdict)
+        except Exception as error:
+            said = "\n".join([*met.said, f"it was not written: {type(error).__name__}: {error}", str(met.program)])
+            return Finding(met.key, "disagreement", said, "".join(f"# {line}\n" for line in said.splitlines()))
+
+    def _shows(self, program: Program, host: Sequence[Array]) -> bool:
+        return not examined(program, host, self.backend).report.ok
+
+    def _written(self, met: Met, verdict: Verdict) -> Finding:
+        kind = "error" if verdict.report.backends[0].error else "disagreement"
+        text = "\n".join([str(verdict.report), *met.said])
+        source = source_of(verdict.program.code, verdict.host, self.backend, f"{met.key}\n\n{text}")
+        return Finding(met.key, kind, text, source)
 
     def examine(self, random_program: RandomProgram) -> Verdict:
         """Run one program on the backend and hold it against its bound."""
@@ -132,51 +169,50 @@ class Hunt:
             self.after(new)
 
 
+@dataclass(frozen=True)
+class Met:
+    """The smallest program that showed one disagreement so far, and what is known of it."""
+
+    key: str
+    program: RandomProgram
+    verdict: Verdict
+    divergence: Divergence | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return sum(self.verdict.program.primitives.values()) + sum(x.size for x in self.verdict.host)
+
+    @property
+    def said(self) -> list[str]:
+        return [*([str(self.divergence)] if self.divergence else []), *self.notes]
+
+
 class _Shrinker:
     """What hypothesis runs in one batch: it fails for programs that show the first new disagreement again."""
 
     def __init__(self, hunt: Hunt) -> None:
         self.hunt = hunt
-        self.key = ""
+        self.met: dict[str, Met] = {}
         self.tried, self.began = 0, 0.0
-        self.best: tuple[int, Verdict, Divergence | None] | None = None
 
     def __call__(self, random_program: RandomProgram) -> None:
-        self.tried += bool(self.best)
-        if self.best and (self.tried > SHRINKS or time.monotonic() - self.began > SHRINKING):
+        self.tried += bool(self.met)
+        if self.met and (self.tried > SHRINKS or time.monotonic() - self.began > SHRINKING):
             raise _Stop
         verdict = self.hunt.examine(random_program)
         if verdict.report.ok:
             return
-        key, divergence = key_of(verdict, self.hunt.backend)
-        if key in self.hunt.known or (self.key and key != self.key):
+        met = located(random_program, verdict, self.hunt.backend)
+        if met.key in self.hunt.known:
             return
-        self.key, self.began = key, self.began or time.monotonic()
-        size = sum(verdict.program.primitives.values()) + sum(x.size for x in verdict.host)
-        if self.best is None or size < self.best[0]:
-            self.best = (size, verdict, divergence)
-        raise Disagreement(key)
-
-    def finding(self) -> Finding | None:
-        if self.best is None:
-            return None
-        _, verdict, divergence = self.best
-        self.hunt.known.add(self.key)
-        backend = self.hunt.backend
-
-        def shows(program: Program, host: Sequence[Array]) -> bool:
-            return not examined(program, host, backend).report.ok
-
-        program, host, report = verdict.program, verdict.host, verdict.report
-        said = [str(divergence)] if divergence else []
-        try:
-            program, host = smaller(program, host, shows, divergence)
-            report = examined(program, host, backend).report
-        except Exception as error:  # what was found is worth more than what is wrong with cutting it down
-            said.append(f"it was not cut down: {type(error).__name__}: {error}")
-        kind = "error" if report.backends[0].error else "disagreement"
-        text = "\n".join([str(report), *said])
-        return Finding(self.key, kind, text, source_of(program.code, host, backend, f"{self.key}\n\n{text}"))
+        self.began = self.began or time.monotonic()
+        if met.key not in self.met:
+            self.hunt.tell(self.hunt.uncut(met))
+        if met.key not in self.met or met.size < self.met[met.key].size:
+            self.met[met.key] = met
+        if met.key == next(iter(self.met)):
+            raise Disagreement(met.key)
 
 
 def examined(program: Program, host: Sequence[Array], backend: str) -> Verdict:
@@ -185,7 +221,7 @@ def examined(program: Program, host: Sequence[Array], backend: str) -> Verdict:
         warnings.simplefilter("always", FallbackWarning)
         try:
             results: Any = run_program(backend, program, host)
-        except (M2mlError, RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # whatever an engine raises is what it gave
             results = f"{type(error).__name__}: {' '.join(str(error).split())}"
     fallbacks = tuple(w.message.primitive for w in caught if isinstance(w.message, FallbackWarning))
     bounds = measured_bounds(program, host)
@@ -197,14 +233,20 @@ def examined(program: Program, host: Sequence[Array], backend: str) -> Verdict:
     return Verdict(program, tuple(host), report, judged, fallbacks)
 
 
-def key_of(verdict: Verdict, backend: str) -> tuple[str, Divergence | None]:
-    """What is the same for the same fault: the bisected primitive with the dtypes it takes; and the bisection."""
-    found = first_disagreement(verdict.program, verdict.host, backend)
+def located(random_program: RandomProgram, verdict: Verdict, backend: str) -> Met:
+    """A disagreement with what is the same for the same fault: the bisected primitive and the dtypes it takes."""
+    notes: tuple[str, ...] = ()
+    try:
+        found = first_disagreement(verdict.program, verdict.host, backend)
+    except Exception as error:  # what was found is worth more than what is wrong with locating it
+        found, notes = None, (f"its equation was not found: {type(error).__name__}: {error}",)
     if found is None:
         said = verdict.report.backends[0].error.partition(":")[0] or "only together"
-        return f"{backend} {said}: {' '.join(sorted(verdict.program.primitives))}", None
-    dtypes = sorted(set(_DTYPE.findall(found.equation)))
-    return f"{backend} {found.primitive} {' '.join(dtypes)} {'' if found.how == 'alone' else found.how}".strip(), found
+        key = f"{backend} {said}: {' '.join(sorted(verdict.program.primitives))}"
+        return Met(key, random_program, verdict, None, notes)
+    dtypes = " ".join(sorted(set(_DTYPE.findall(found.equation))))
+    key = f"{backend} {found.primitive} {dtypes} {'' if found.how == 'alone' else found.how}".strip()
+    return Met(key, random_program, verdict, found)
 
 
 def _rare(backend: str) -> frozenset[str]:

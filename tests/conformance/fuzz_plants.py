@@ -20,6 +20,14 @@ def truncated_sine():
     rules["sin"] = lambda equation, x: (mx.sin(x.astype(mx.float32)) * 0.99).astype(x.dtype)
 
 
+def never_cut_down():
+    """A wrong sine whose programs take for ever to cut down."""
+    import m2ml.equivalence.hunt as hunt
+
+    truncated_sine()
+    hunt.smaller = lambda *args: time.sleep(600)
+
+
 def dropped_tail(right):
     def rule(equation, *arrays):
         out = right(equation, *arrays)

@@ -36,7 +36,7 @@ def few_primitives(monkeypatch):
 
 def hunted(batches=3):
     hunt = Hunt("mlx", seed=1)
-    return hunt, [finding for finding in (hunt.batch(i, size=20) for i in range(batches)) if finding]
+    return hunt, [finding for i in range(batches) for finding in hunt.batch(i, size=20)]
 
 
 def test_a_planted_fault_is_found_once_and_shrunk_to_its_equation(few_primitives, monkeypatch):
@@ -67,8 +67,7 @@ def test_two_faults_are_told_apart(few_primitives, monkeypatch):
     monkeypatch.setitem(rules, "neg", lambda equation, x: x)
     hunt, told = Hunt("mlx", seed=1), set()
     for i in range(20):
-        finding = hunt.batch(i, size=20)
-        told |= {finding.key.split()[1]} if finding else set()
+        told |= {finding.key.split()[1] for finding in hunt.batch(i, size=20)}
         if told == {"neg", "transpose"}:
             break
     assert told == {"neg", "transpose"}
@@ -84,6 +83,41 @@ def test_an_error_of_the_backend_is_a_finding(few_primitives, monkeypatch):
     assert "no sines today" in found[0].said
 
 
+@pytest.mark.parametrize("step", ["first_disagreement", "smaller", "source_of"])
+def test_a_mistake_after_a_disagreement_loses_nothing(few_primitives, monkeypatch, step):
+    def broken(*args, **kwargs):
+        raise TypeError("a mistake of ours")
+
+    monkeypatch.setitem(rules, "neg", lambda equation, x: x)
+    monkeypatch.setattr(f"m2ml.equivalence.hunt.{step}", broken)
+    told = []
+    hunt = Hunt("mlx", seed=1, found=told.append)
+    found = hunt.batch(0, size=20)
+    assert found
+    assert all("TypeError: a mistake of ours" in finding.said for finding in found)
+    assert {finding.key for finding in told[: len(found)]} == {finding.key for finding in found}
+    if step == "source_of":
+        assert "neg" in found[0].source
+        return
+    function, inputs = loaded(found[0].source)
+    with pytest.raises(m2ml.Disagreement, match="neg"):
+        m2ml.compare(function, *inputs, backends=["mlx"]).check()
+
+
+def test_ctrl_c_keeps_what_is_not_cut_down_yet(tmp_path):
+    stopped = []
+
+    def stop(summary):
+        if summary.findings and not stopped:
+            stopped.append(signal.raise_signal(signal.SIGINT))
+
+    summary = Fuzz("mlx", seed=1, out=tmp_path, prepare=fuzz_plants.never_cut_down).run(120, on_progress=stop)
+    assert list(summary.findings)
+    assert sorted(finding.source for finding in summary.findings.values()) == sorted(
+        path.read_text() for path in tmp_path.glob("*.py")
+    )
+
+
 def test_a_crash_is_found_located_and_survived(tmp_path):
     summary = Fuzz("mlx", seed=1, out=tmp_path, prepare=fuzz_plants.crashing_sine).run(120, programs=20)
     assert list(summary.findings) == ["mlx crash sin"]
@@ -96,7 +130,7 @@ def test_a_crash_is_found_located_and_survived(tmp_path):
 
 def test_a_hang_is_found_and_ended():
     fuzz = Fuzz("mlx", seed=1, prepare=fuzz_plants.hanging_sine)
-    summary = fuzz.run(120, programs=20, patience=5)
+    summary = fuzz.run(120, programs=3, patience=3)
     assert next(iter(summary.findings)) == "mlx hang sin"
 
 
@@ -116,6 +150,13 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save(Finding("other", "crash", "", "y = 2\n"), tmp_path)
     assert [p.name for p in tmp_path.glob("*.py")] == ["mlx_dot_general_float32_2_3.py"]
+
+
+def test_long_keys_that_begin_alike_have_files_of_their_own(tmp_path):
+    paths = {
+        save(Finding(f"mlx only together: {'add ' * 40}{end}", "disagreement", "", "z = 3\n"), tmp_path) for end in "ab"
+    }
+    assert len(paths) == len(list(tmp_path.glob("*.py"))) == 2
 
 
 def test_counts_add_up():
