@@ -1,0 +1,148 @@
+"""GGUF's blocks of quantised numbers as `Quantized` arrays: the same codes in MLX's order, the same scales.
+
+Exact for Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and MXFP4. Q2_K, Q3_K and Q6_K have groups of 16, which the affine
+form lacks: those become 8 bits in groups of 32, and how far that moves them is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from m2ml.ops import Quantized
+
+Array = np.ndarray[Any, Any]
+
+#: Blocks of which no affine form is exact.
+INEXACT = ("Q2_K", "Q3_K", "Q6_K")
+
+
+def quantized(type_: str, blocks: Array, shape: tuple[int, ...]) -> Quantized:
+    """``blocks`` uint8 ``[rows, bytes]`` of an exact type as the array of ``shape`` that they stand for."""
+    codes, bits, scales, biases = _READERS[type_](blocks)
+    *rows, n = shape
+    packed = packed_codes(codes.reshape(-1, n), bits).reshape(*rows, -1)
+    groups = [None if x is None else x.reshape(*rows, n // 32) for x in (scales, biases)]
+    return Quantized(packed, groups[0], groups[1], bits, 32, "mxfp4" if type_ == "MXFP4" else "affine")
+
+
+def packed_codes(codes: Array, bits: int) -> Array:
+    """Codes uint8 ``[rows, n]`` as a stream of bits, lowest first, uint32 ``[rows, n * bits / 32]``."""
+    codes = np.ascontiguousarray(codes)
+    if bits == 8:
+        return codes.view(np.uint32)
+    if bits == 4:
+        return (codes[:, ::2] | codes[:, 1::2] << 4).view(np.uint32)
+    each = codes.reshape(len(codes), -1, 32)
+    words = np.zeros((*each.shape[:2], bits), np.uint32)
+    for i in range(32):
+        word, shift = divmod(i * bits, 32)
+        code = each[..., i].astype(np.uint32)
+        words[..., word] |= code << np.uint32(shift)
+        if shift + bits > 32:
+            words[..., word + 1] |= code >> np.uint32(32 - shift)
+    return words.reshape(len(codes), -1)
+
+
+def _float16(blocks: Array, at: int) -> Array:
+    """The float16 that begins at byte ``at`` of each block, ``[blocks, 1]``."""
+    return np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16)
+
+
+def _halves(nibbles: Array) -> Array:
+    """Codes of 16 bytes each: their lower halves, then their upper ones."""
+    return np.concatenate([nibbles & 15, nibbles >> 4], axis=-1)
+
+
+def _fifth_bits(words: Array) -> Array:
+    """The fifth bit of 32 codes, from 4 bytes."""
+    return np.unpackbits(np.ascontiguousarray(words), axis=-1, bitorder="little") << 4
+
+
+def _q4_0(raw: Array) -> Any:
+    blocks = raw.reshape(-1, 18)
+    scales = _float16(blocks, 0)
+    return _halves(blocks[:, 2:]), 4, scales, scales * np.float16(-8)
+
+
+def _q4_1(raw: Array) -> Any:
+    blocks = raw.reshape(-1, 20)
+    return _halves(blocks[:, 4:]), 4, _float16(blocks, 0), _float16(blocks, 2)
+
+
+def _q5_0(raw: Array) -> Any:
+    blocks = raw.reshape(-1, 22)
+    scales = _float16(blocks, 0)
+    return _halves(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6]), 5, scales, scales * np.float16(-16)
+
+
+def _q5_1(raw: Array) -> Any:
+    blocks = raw.reshape(-1, 24)
+    return _halves(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8]), 5, _float16(blocks, 0), _float16(blocks, 2)
+
+
+def _q8_0(raw: Array) -> Any:
+    blocks = raw.reshape(-1, 34)
+    scales = _float16(blocks, 0)
+    return blocks[:, 2:] ^ np.uint8(128), 8, scales, scales.astype(np.float32) * np.float32(-128)
+
+
+def _mxfp4(raw: Array) -> Any:
+    blocks = raw.reshape(-1, 17)
+    return _halves(blocks[:, 1:]), 4, blocks[:, 0], None
+
+
+def _k_scales(blocks: Array) -> tuple[Array, Array]:
+    """Scales and biases, float32 ``[blocks, 8]``, of the sub-blocks of a K-quant of 4 or 5 bits."""
+    d, least = _float16(blocks, 0).astype(np.float32), _float16(blocks, 2).astype(np.float32)
+    first, second, third = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scales = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=1)
+    biases = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=1)
+    return d * scales, -(least * biases)
+
+
+def _nibbles_by_pair(nibbles: Array) -> Array:
+    """128 bytes as 8 sub-blocks of 32 codes: of each 32 bytes the lower halves, then the upper ones."""
+    each = nibbles.reshape(-1, 4, 32)
+    return np.stack([each & 15, each >> 4], axis=2).reshape(-1, 8, 32)
+
+
+def _q4_k(raw: Array) -> Any:
+    blocks = raw.reshape(-1, 144)
+    return _nibbles_by_pair(blocks[:, 16:]), 4, *_k_scales(blocks)
+
+
+def _q5_k(raw: Array) -> Any:
+    blocks = raw.reshape(-1, 176)
+    fifth = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
+    return _nibbles_by_pair(blocks[:, 48:]) | fifth, 5, *_k_scales(blocks)
+
+
+_READERS: Mapping[str, Callable[[Array], Any]] = {
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "MXFP4": _mxfp4,
+}
+
+
+def requantized(type_: str, blocks: Array, shape: tuple[int, ...]) -> tuple[Quantized, float]:
+    """An inexact type as 8 bits in groups of 32, and the largest change relative to the largest number."""
+    import gguf
+    import jax
+
+    from m2ml import ops
+    from m2ml.models.quantisation import dequantized
+
+    numbers = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[type_]).reshape(shape)
+    if not np.isfinite(numbers).all():
+        numbers = np.nan_to_num(numbers, nan=np.nan)
+    found = jax.tree.map(np.asarray, ops.quantize(numbers, bits=8, group_size=32))
+    largest = float(np.abs(numbers).max(initial=0)) or 1.0
+    return found, float(np.abs(dequantized(found) - numbers).max(initial=0)) / largest

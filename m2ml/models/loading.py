@@ -1,0 +1,147 @@
+"""From a checkpoint to parameters on a backend: streamed, checked, joined as `Decoder` holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from m2ml.arrays import put as to_backend
+from m2ml.models.architectures import decoder_config, model_type
+from m2ml.models.checkpoints import Checkpoint
+from m2ml.models.decoder_config import DecoderConfig
+from m2ml.models.quantisation import dequantized
+from m2ml.models.settings import CheckpointError
+from m2ml.models.spelling import Spelling
+from m2ml.models.weights import Tensor, each_array, sources
+from m2ml.ops import Quantized
+
+#: Numbers looked at together: the check for finite ones needs no more memory than this.
+_CHUNK = 1 << 22
+
+
+def config_of(checkpoint: Checkpoint) -> DecoderConfig:
+    """The configuration of a decoder's checkpoint."""
+    return decoder_config(checkpoint.settings.values, checkpoint.settings.source)
+
+
+def load_params(checkpoint: Checkpoint, config: DecoderConfig, *, backend: str, dequantize: bool = False) -> Any:
+    """The parameters of a decoder, arrays of ``backend`` in the dtype of ``config``; packed weights stay packed.
+
+    One parameter is read, checked and handed over at a time. ``dequantize`` turns quantised weights into numbers.
+    Raises `CheckpointError` for tensors that are missing, left over, of another shape or not finite.
+    """
+    tree: dict[Any, Any] = {}
+    for path, value in read_params(checkpoint, config):
+        parts = value if isinstance(value, tuple) else (value,)
+        ready = tuple(_converted(part, config, dequantize=dequantize) for part in parts)
+        put(tree, path, to_backend(ready if isinstance(value, tuple) else ready[0], backend))
+        checkpoint.release()
+    return tree
+
+
+def put(tree: dict[Any, Any], path: tuple[str | int, ...], value: Any) -> None:
+    """Make ``value`` the leaf at ``path`` of nested dictionaries."""
+    *outer, last = path
+    for key in outer:
+        tree = tree.setdefault(key, {})
+    tree[last] = value
+
+
+def read_params(checkpoint: Checkpoint, config: DecoderConfig) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Each parameter by its path, as NumPy arrays, `Quantized` arrays of them, or tuples of parts."""
+    settings = checkpoint.settings
+    spelling = checkpoint.spelling[model_type(settings)]
+    names = _Names(checkpoint, spelling)
+    wanted = list(sources(config, spelling, names))
+    _check_left_over(checkpoint, spelling, config, {names[t.name] for s in wanted for t in s.parts if t.name in names})
+    for source in wanted:
+        yield source.path, source.joined([_read(checkpoint, names, tensor) for tensor in source.parts])
+
+
+class _Names(Mapping[str, str]):
+    """The name of a tensor in this checkpoint by its usual one, whose beginning may be spelled otherwise."""
+
+    def __init__(self, checkpoint: Checkpoint, spelling: Spelling) -> None:
+        self._shapes, self._aliases = checkpoint.shapes, spelling.aliases
+
+    def __getitem__(self, name: str) -> str:
+        for candidate in (name, *(name.replace(old, new, 1) for old, new in self._aliases if old in name)):
+            if candidate in self._shapes:
+                return candidate
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def _check_left_over(checkpoint: Checkpoint, spelling: Spelling, config: DecoderConfig, used: set[str]) -> None:
+    ignored = (*spelling.ignored, *((f"{spelling.head}.weight",) if config.tied else ()))
+    left = [n for n in checkpoint.shapes if n not in used and not n.endswith(ignored) and not _of_images(n, checkpoint)]
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise CheckpointError(
+            f"{checkpoint.where(left[0])}{more} has no place in this model; is {checkpoint.settings.source} its own?"
+        )
+
+
+def _of_images(name: str, checkpoint: Checkpoint) -> bool:
+    """Whether a tensor belongs to the half of a model that reads images."""
+    seeing = checkpoint.settings.get("vision_config") is not None
+    return seeing and ("vision_tower" in name or "multi_modal_projector" in name)
+
+
+def _read(checkpoint: Checkpoint, names: _Names, tensor: Tensor) -> Any:
+    if tensor.name not in names:
+        raise CheckpointError(f"{checkpoint.path} has no tensor {tensor.name}, which its configuration asks for")
+    name = names[tensor.name]
+    shape = tuple(checkpoint.shapes[name])
+    if shape != tensor.shape:
+        raise CheckpointError(
+            f"{checkpoint.where(name)} has shape {list(shape)}, but {checkpoint.settings.source} asks for"
+            f" {list(tensor.shape)}"
+        )
+    value = checkpoint.read(name)
+    where = checkpoint.where(name)
+    if isinstance(value, Quantized):
+        _check_quantized(value, where)
+        for array in (value.scales, value.biases) if value.mode == "affine" else ():
+            _check_finite(array, where)
+    elif not jnp.issubdtype(value.dtype, jnp.floating):
+        raise CheckpointError(f"{where} holds {value.dtype.name}; a weight is of floating-point numbers")
+    else:
+        _check_finite(value, where)
+    return value
+
+
+def _check_quantized(value: Quantized, where: str) -> None:
+    from m2ml.ops.dequantize import check_quantized
+
+    try:
+        check_quantized("its quantised form", value)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{where} does not fit together: {error}") from error
+
+
+def _check_finite(array: Any, where: str) -> None:
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        part = flat[start : start + _CHUNK]
+        finite = np.isfinite(part)
+        if not finite.all():
+            at = start + int(np.argmin(finite))
+            raise CheckpointError(f"{where} holds {float(flat[at])} at element {at}; its weights must be finite")
+
+
+def _converted(value: Any, config: DecoderConfig, *, dequantize: bool) -> Any:
+    dtype = jnp.dtype(config.dtype)
+    if isinstance(value, Quantized):
+        if dequantize:
+            return dequantized(value).astype(dtype)
+        return each_array(value, lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x)
+    return value.astype(dtype, copy=False)

@@ -1,0 +1,60 @@
+"""The configuration of a checkpoint as it was read: values are checked when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from m2ml.errors import M2mlError
+
+_MISSING = object()
+
+
+class CheckpointError(M2mlError, ValueError):
+    """A model's files are missing, damaged, or not what they say they are."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``config.json`` or GGUF's metadata says; ``source`` names it in errors."""
+
+    values: Mapping[str, Any]
+    source: str
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of ``name``; null counts as not there."""
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def integer(self, name: str, default: Any = _MISSING, *, most: int = 2**31 - 1) -> int:
+        """A whole number from 1 to ``most``."""
+        value = self._needed(name, default)
+        if value is default and default is not _MISSING:
+            return int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise self.wrong(name, value, f"it must be a whole number from 1 to {most}")
+        return value
+
+    def number(self, name: str, default: Any = _MISSING) -> float:
+        """A finite number."""
+        value = self._needed(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+            raise self.wrong(name, value, "it must be a number")
+        return float(value)
+
+    def part(self, name: str) -> Settings:
+        """The mapping ``name``, empty if it is not there."""
+        value = self.get(name, {})
+        if not isinstance(value, Mapping):
+            raise self.wrong(name, value, "it must be a mapping")
+        return Settings(value, f"{name} in {self.source}")
+
+    def wrong(self, name: str, value: Any, wanted: str) -> CheckpointError:
+        return CheckpointError(f"{self.source} says {name} {str(value)[:60]!r}; {wanted}")
+
+    def _needed(self, name: str, default: Any) -> Any:
+        value = self.get(name, default)
+        if value is _MISSING:
+            raise CheckpointError(f"{self.source} does not say {name}, which this architecture needs")
+        return value

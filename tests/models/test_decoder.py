@@ -1,0 +1,103 @@
+"""Every architecture of the decoder: the logits of transformers, on every backend, however the tokens are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_checkpoints import CASES, LENGTHS, tokens
+from tiny_models import BACKENDS, Tiny, forward
+
+import m2ml
+from m2ml.models import Decoder, functional
+from m2ml.models.architectures import DECODERS
+from m2ml.models.kv_cache import capacity_of, grown, make_cache
+from m2ml.models.spelling import HUGGING_FACE
+
+#: Cases whose caches are cut in every way in the fast suite: rings and layers without a window in one.
+CUT = ("gemma3_text",)
+
+#: Cases that both backends run in the fast suite; between them they have every kind of layer.
+FAST = ("llama", "gemma3_text", "qwen3_moe", "gpt2")
+
+
+def test_every_architecture_has_a_case() -> None:
+    covered = {name.split(",")[0] for name in CASES}
+    assert covered == set(DECODERS) - {"gemma3"}  # gemma3 is gemma3_text inside a model that reads images
+    assert set(HUGGING_FACE) == set(DECODERS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_are_those_of_transformers(name: str, tiny_of: Callable[[str], Tiny]) -> None:
+    tiny = tiny_of(name)
+    found = np.array(tiny.bound.expected)
+    for row, length, golden in zip(found, LENGTHS, tiny.golden, strict=True):
+        row[length - 3 : length] = golden
+    tiny.hold(found)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
+def test_logits_agree_on_every_backend(name: str, backend: str, tiny_of: Callable[[str], Tiny]) -> None:
+    tiny = tiny_of(name)
+    tiny.hold(forward(tiny.config).on(backend)(tiny.params(backend), tokens()))
+
+
+def in_pieces(tiny: Tiny, backend: str, sizes: list[int], capacity: int, grown_to: int | None = None) -> np.ndarray:
+    """Logits of all tokens, read through a cache in pieces of these sizes, each row up to its own length."""
+    model = functional(Decoder, tiny.config)
+    step = m2ml.jit(lambda params, piece, cache, counts: model.apply(params, piece, cache, counts=counts)).on(backend)
+    params, cache = tiny.params(backend), m2ml.put(make_cache(tiny.config, len(LENGTHS), capacity), backend)
+    found, start = [], 0
+    for i, size in enumerate(sizes):
+        if grown_to and i == len(sizes) // 2:
+            host = m2ml.get(cache)
+            cache = m2ml.put(m2ml.get(grown(host, tiny.config, grown_to)), backend)
+        piece = tokens()[:, start : start + size]
+        counts = np.clip(np.array(LENGTHS) - start, 0, size).astype(np.int32)
+        logits, cache = step(params, piece, cache, counts)
+        found.append(m2ml.get(logits))
+        start += size
+    return np.concatenate(found, axis=1)
+
+
+def every_cut(tiny: Tiny, backend: str) -> None:
+    longest = max(LENGTHS)
+    tiny.hold(in_pieces(tiny, backend, [longest], longest))
+    tiny.hold(in_pieces(tiny, backend, [1] * longest, longest))
+    tiny.hold(in_pieces(tiny, backend, [7, 2, 1, 3], longest))
+    tiny.hold(in_pieces(tiny, backend, [3, 1, 1, 5, 2, 1], 5, grown_to=longest + 3))
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_cache_gives_the_same_however_tokens_are_cut(name: str, tiny_of: Callable[[str], Tiny]) -> None:
+    every_cut(tiny_of(name), "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CASES)
+def test_every_cache_gives_the_same_on_every_backend(name: str, backend: str, tiny_of: Callable[[str], Tiny]) -> None:
+    every_cut(tiny_of(name), backend)
+
+
+def test_a_window_needs_no_more_room_than_itself(tiny_of: Callable[[str], Tiny]) -> None:
+    config = tiny_of("mistral").config
+    cache = make_cache(config, 1, 1000)
+    assert {layer.keys.shape[1] for layer in cache.layers} == {5}
+    assert capacity_of(cache) is None
+    assert capacity_of(make_cache(config, 1, 4)) == 4
+
+
+def test_parts_of_different_formats_are_one_projection() -> None:
+    from m2ml import ops
+    from m2ml.models.projection import project
+
+    rng = np.random.default_rng(0)
+    x, a, b = (jnp.asarray(rng.normal(size=(n, 64)), jnp.float32) for n in (3, 5, 7))
+    packed = ops.quantize(b, bits=8, group_size=32)
+    both = np.asarray(project(x, (a, packed)))
+    np.testing.assert_array_equal(both[:, :5], project(x, a))
+    np.testing.assert_array_equal(both[:, 5:], project(x, packed))
