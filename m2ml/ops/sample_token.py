@@ -24,15 +24,15 @@ Array = jax.Array
 _NAME = "sample_token"
 
 #: An octave, a factor of two between probabilities, has 2**OCTAVE units; none of a row is this far below its top.
-_OCTAVE, _FAR = 20, 2**30
+OCTAVE, _FAR = 20, 2**30
 
 #: Sums of weights have two limbs, the lower of this many bits; the upper ones of so many tokens fit into 32.
 _LIMB, _MOST_TOKENS = 13, 500_000
 
 #: 2**-f in units of 2**-31, for the upper ten bits of a fraction f of an octave and for the lower ten.
-_HALF = 2 ** (_OCTAVE // 2)
-_COARSE = np.array([round(2 ** (31 - i / _HALF)) for i in range(_HALF)], np.uint32)
-_FINE = np.array([round(2 ** (31 - i / _HALF**2)) for i in range(_HALF)], np.uint32)
+_HALF = 2 ** (OCTAVE // 2)
+COARSE = np.array([round(2 ** (31 - i / _HALF)) for i in range(_HALF)], np.uint32)
+FINE = np.array([round(2 ** (31 - i / _HALF**2)) for i in range(_HALF)], np.uint32)
 
 
 @op(shapes="logits[*b v], bits?[*b], tokens?[*b n] -> [*b]")
@@ -71,7 +71,8 @@ def sample_token(
     _check_given(logits, bits, tokens, temperature, repetition_penalty)
     exact = logits.astype(jnp.float32)
     top = jnp.max(exact, axis=-1, keepdims=True)
-    usable = (exact > -jnp.inf) & (top < jnp.inf)
+    numbers = ~jnp.any(jnp.isnan(exact), axis=-1, keepdims=True)  # XLA's maximum of a long row may leave NaN out
+    usable = (exact > -jnp.inf) & (top < jnp.inf) & numbers
     seen = jnp.zeros(logits.shape, bool)
     if tokens is not None and repetition_penalty != 1:
         seen = _seen(tokens, logits.shape)
@@ -123,7 +124,7 @@ def _octaves_below_top(
 
     The penalty is added as an integer: were it a product in the difference, some backends would fuse and round once.
     """
-    octave = 2**_OCTAVE / math.log(2) / temperature
+    octave = 2**OCTAVE / math.log(2) / temperature
 
     def units(x: Array) -> Array:
         return jnp.where(usable, jnp.clip(x, -_FAR // 2, _FAR // 2), 0).astype(jnp.int32)
@@ -146,9 +147,9 @@ def _product_high(a: Array, b: Array) -> Array:
 
 def _weights(below: Array) -> Array:
     """``2**-below`` in units of 2**-26, rounded to nearest: uint32."""
-    coarse, fine = (below >> _OCTAVE // 2) & (_HALF - 1), below & (_HALF - 1)
-    power = _product_high(_entry(_COARSE, coarse), _entry(_FINE, fine))
-    return ((power >> 3 >> jnp.minimum(below >> _OCTAVE, 31).astype(jnp.uint32)) + 1) >> 1
+    coarse, fine = (below >> OCTAVE // 2) & (_HALF - 1), below & (_HALF - 1)
+    power = _product_high(_entry(COARSE, coarse), _entry(FINE, fine))
+    return ((power >> 3 >> jnp.minimum(below >> OCTAVE, 31).astype(jnp.uint32)) + 1) >> 1
 
 
 def _entry(table: np.ndarray[Any, Any], index: Array) -> Array:
@@ -176,7 +177,7 @@ def _kept(below: Array, top_k: int | None, top_p: float, min_p: float) -> Array:
         needed = before < np.float32(top_p) * sums[..., most - 1 : most]
         count = jnp.minimum(count, jnp.sum(needed, axis=-1, keepdims=True, dtype=jnp.int32))
     if min_p > 0:
-        likely = ordered <= math.floor(-math.log2(min_p) * 2**_OCTAVE)
+        likely = ordered <= math.floor(-math.log2(min_p) * 2**OCTAVE)
         count = jnp.minimum(count, jnp.sum(likely, axis=-1, keepdims=True, dtype=jnp.int32))
     last = jnp.maximum(count - 1, 0)
     limit, place = (jnp.take_along_axis(x, last, axis=-1) for x in (ordered, order))

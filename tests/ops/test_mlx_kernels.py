@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from m2ml_kernels.metal_host import Schedule, emulate
 from m2ml_mlx.kernels import cuda, metal, source
+from m2ml_mlx.kernels.attention import backward_takes
 
 import m2ml
 import m2ml.ops  # registers the ops
@@ -91,6 +92,36 @@ def test_long_rows_are_summed_by_many_simdgroups(metal_host):
         assert_agrees(name, call_of(op, sample), call_of(op.definition, sample), args, [HOST])
 
 
+#: Rows of logits in which many are equal, some are not there, and some rows hold nothing to draw.
+def drawn_from(vocabulary, dtype):
+    rng = np.random.default_rng(vocabulary)
+    logits = np.round(rng.standard_normal((9, vocabulary)) * 4).astype(dtype)
+    logits[1, ::2] = -np.inf
+    logits[2], logits[3, 0], logits[4, -1] = -np.inf, np.nan, np.inf
+    logits[5] = 0
+    return logits, rng.integers(0, 2**32, 9, np.uint32), rng.integers(-2, vocabulary + 2, (9, 7), np.int32)
+
+
+DRAWS = [
+    {},
+    {"top_p": 0.7},
+    {"top_k": 3, "temperature": 0.6, "repetition_penalty": 1.3},
+    {"top_k": 30, "top_p": 0.95, "min_p": 0.01, "temperature": 2.0},
+]
+
+
+@pytest.mark.parametrize("static", DRAWS, ids=str)
+@pytest.mark.parametrize("vocabulary", [7, 1100])
+def test_metal_draws_the_very_tokens_of_the_definition(metal_host, vocabulary, static):
+    """Not only the likely ones: the same, where tokens are equally likely and where sums end."""
+    args = drawn_from(vocabulary, np.float32 if vocabulary < 1000 else jnp.bfloat16)
+    assert list(what_ran(ops["sample_token"], [Sample("", args, static)], "mlx", np.float32)) == ["metal/sample_token"]
+    draw = m2ml.jit(lambda *xs: ops["sample_token"](*xs, **static))
+    expected = m2ml.get(draw.on("cpu")(*args))
+    assert list(expected[2:5]) == [-1, -1, -1]  # nothing to draw from, NaN, infinity
+    np.testing.assert_array_equal(m2ml.get(draw.on("mlx")(*args)), expected)
+
+
 def numbers(*shape):
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
@@ -128,6 +159,7 @@ DECLINED = [
     ("layer_norm", (numbers(3, 0), None, None), {}, "the last axis is empty"),
     ("attention", HEADS, {"soft_cap": 2.0}, "MLX's has no soft cap"),
     ("attention", HEADS, {"return_lse": True}, "gives no log-sum-exp"),
+    ("sample_token", (numbers(3, 5), None, None), {"temperature": 0.0}, "it is for gpu and metal (host)"),
     ("attention", (HEADS[0], *(x.astype(np.float16) for x in HEADS[1:])), {}, "q, k and v have different dtypes"),
     ("softmax_cross_entropy", (numbers(3, 4), np.arange(3)), {"z_loss": 0.1}, "MLX's has no z_loss"),
     ("softmax_cross_entropy", (numbers(3, 4).astype(np.float16), np.arange(3)), {}, "it does not take float16"),
@@ -142,6 +174,21 @@ def test_mlx_functions_decline_what_they_lack(name, args, static, said):
     selection = select(call, [compat.abstract(x) for x in leaves], "mlx", "cpu")
     assert selection.kernel is None
     assert any(said in reason for reason in selection.reasons.values()), dict(selection.reasons)
+
+
+def test_the_derivative_of_attention_declines_masks_to_learn_and_many_scores():
+    static = tuple({"return_lse": False, "soft_cap": None}.items())
+
+    def said(length, wrt=(0, 1, 2), static=static):
+        q = jax.ShapeDtypeStruct((1, length, 4, 64), np.float32)
+        mask = jax.ShapeDtypeStruct((length, length), np.float32)
+        return backward_takes((q, q, q, mask, None), (q, q), (q,), wrt=wrt, static=static)
+
+    assert said(128) == ""
+    assert said(128, wrt=(1,)) == ""
+    assert said(128, wrt=(0, 3)) == "MLX's fused derivative has none of a mask"
+    assert said(8192) == "268,435,456 scores may be kept"
+    assert "MLX's has no soft cap" in said(128, static=(("return_lse", False), ("soft_cap", 2.0)))
 
 
 @pytest.mark.parametrize("kernel", FORWARD, ids=lambda k: k.name)
@@ -176,6 +223,10 @@ WRONG = [
     ("adamw_update", "step += numbers[6] * p;", ""),
     ("rope", "row / heads", "row % heads"),
     ("rope", "* magnitude, s", ", s"),
+    ("sample_token", "before + sum > share", "before + sum > 2 * share"),
+    ("sample_token", "x > 0.0f ?", "x < 0.0f ?"),
+    ("sample_token", "if (limits[1] >= 0)", "if (false)"),
+    ("sample_token", "if (numbers[3] < 1.0f)", "if (false)"),
     ("softmax_cross_entropy", "label == ignore_index", "false"),
     ("softmax_cross_entropy", "size_t(row) * size", "0"),
 ]

@@ -36,6 +36,10 @@ CALLS = {
     ),
     "rope": ((numbers(9, 3, 20), np.arange(9, dtype=np.int32), numbers(8)), {"interleaved": True}),
     "softmax_cross_entropy": ((numbers(3, 700), LABELS), {"label_smoothing": 0.1, "return_lse": True}),
+    "sample_token": (
+        (numbers(3, 300), np.array([1 << 31, 5, 1 << 20], np.uint32), np.array([[4, -1]] * 3, np.int32)),
+        {"top_k": 40, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.5},
+    ),
     "linear_cross_entropy": ((numbers(3, 4), numbers(9, 4), LABELS % 9), {"with_gradients": True, "soft_cap": 2.0}),
 }
 
@@ -63,7 +67,7 @@ def test_pointers_keep_their_address_spaces(name, monkeypatch):
 
 
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
-@pytest.mark.parametrize("name", ["add_rms_norm", "softmax_cross_entropy", "rope"])
+@pytest.mark.parametrize("name", ["add_rms_norm", "softmax_cross_entropy", "rope", "sample_token"])
 def test_sanitizers_find_nothing(name, sanitizer):
     """No element outside an array is touched, and threads that share memory wait for each other."""
     with emulate(variant=Variant(sanitizer=sanitizer)):

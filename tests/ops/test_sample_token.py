@@ -57,6 +57,15 @@ def test_the_last_token_and_the_first_are_drawn_at_the_ends_of_the_bits():
     np.testing.assert_array_equal(sample_token(logits, np.array([0, 2**32 - 1], np.uint32)), [0, 999])
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("backend", ["cpu", "mlx"])
+def test_a_row_with_a_nan_gives_no_token_however_long(backend, temperature):
+    logits, bits, _ = batch(8, 4096)
+    logits[1, 0], logits[2, -1] = np.nan, np.nan
+    tokens = m2ml.get(m2ml.jit(lambda *xs: sample_token(*xs, temperature=temperature), backend=backend)(logits, bits))
+    np.testing.assert_array_equal(tokens < 0, np.isnan(logits).any(-1))
+
+
 def test_many_equally_likely_tokens_are_counted_exactly():
     """Half a million weights add up to more than 32 bits; token i begins at bits i / 500,000 of 2**32."""
     places = np.array([0, 1, 250_000, 499_999], np.uint64)

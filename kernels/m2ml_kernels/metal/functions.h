@@ -29,3 +29,29 @@ inline float group_max(float value, threadgroup float* partial, uint place, uint
   threadgroup_barrier(metal::mem_flags::mem_threadgroup);
   return metal::simd_max(place % 32 < threads / 32 ? partial[place % 32] : -INFINITY);
 }
+
+// Whole numbers likewise; a wide one goes in three parts of 21 bits, of which a threadgroup's sum fits into 32.
+inline uint group_sum(uint value, threadgroup uint* partial, uint place, uint threads) {
+  value = metal::simd_sum(value);
+  threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+  if (place % 32 == 0) partial[place / 32] = value;
+  threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+  return metal::simd_sum(place % 32 < threads / 32 ? partial[place % 32] : 0u);
+}
+
+inline uint group_max(uint value, threadgroup uint* partial, uint place, uint threads) {
+  value = metal::simd_max(value);
+  threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+  if (place % 32 == 0) partial[place / 32] = value;
+  threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+  return metal::simd_max(place % 32 < threads / 32 ? partial[place % 32] : 0u);
+}
+
+inline ulong group_sum(ulong value, threadgroup uint* partial, uint place, uint threads) {
+  ulong sum = 0;
+  for (uint k = 0; k < 3; ++k) {
+    sum += ulong(group_sum(uint(value >> (21 * k)) & 0x1fffffu, partial, place, threads)) << (21 * k);
+  }
+  return sum;
+}
+

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 #: Head dims for which MLX has a fused kernel on a GPU for few queries and for many: it takes half precision without
@@ -10,6 +11,9 @@ from typing import Any
 FUSED = (64, 96, 128)
 FUSED_PREFILL = (64, 80, 128)
 FEW_QUERIES = 8
+
+#: Where MLX has no fused derivative it keeps every score: this many are 256 MiB. The definition keeps a block of them.
+MOST_SCORES = 1 << 26
 
 
 def takes(q: Any, k: Any, v: Any, mask: Any = None, key_lengths: Any = None, **static: Any) -> str:
@@ -37,6 +41,28 @@ def attention(q: Any, k: Any, v: Any, mask: Any = None, key_lengths: Any = None,
     else:
         out = _masked(heads_first, scale, *_mask(q, k, mask, key_lengths, **static))
     return out.swapaxes(1, 2).reshape(*batch, q.shape[-3], q.shape[-2], v.shape[-1]).astype(q.dtype)
+
+
+def backward_takes(args: Any, outputs: Any, cotangents: Any, *, wrt: Sequence[int], static: Any) -> str:
+    q, k = args[:2]
+    reason = takes(*args, **dict(static))
+    if reason:
+        return reason
+    if max(wrt) > 2:
+        return "MLX's fused derivative has none of a mask"
+    scores = math.prod(q.shape[:-1]) * k.shape[-3]
+    return f"{scores:,} scores may be kept" if scores > MOST_SCORES else ""
+
+
+def attention_backward(args: Any, outputs: Any, cotangents: Any, *, wrt: Sequence[int], static: Any) -> Any:
+    """By MLX's own derivative, which works out the forward pass again; what is masked goes round it, as there."""
+    import mlx.core as mx
+
+    def of_arrays(*arrays: Any) -> Any:
+        return attention(*arrays, *args[3:], **dict(static))
+
+    _, given = mx.vjp(of_arrays, list(args[:3]), list(cotangents))
+    return tuple(given[i] for i in wrt)
 
 
 def _fused(q: Any, v: Any, mask: Any) -> bool:

@@ -24,7 +24,7 @@ def _kernel(source: Source, run: Callable[..., Any], accepts: Callable[..., str]
         return accepts(*args, **static) if has_cuda() else "there is no CUDA"
 
     return Kernel(
-        source.file, "mlx", f"cuda/{source.file}", lambda: run, devices=("gpu",), accepts=takes, source=source.path
+        source.file, "mlx", f"cuda/{source.file}", lambda: run, devices=("gpu",), accepts=takes, source=source.location
     )
 
 

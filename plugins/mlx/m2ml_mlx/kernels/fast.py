@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +15,15 @@ Function = Callable[..., Any]
 
 
 def _fast(op: str, run: Function, name: str = "", **more: Any) -> Kernel:
-    return Kernel(op, "mlx", name or f"mx.fast.{op}", lambda: run, about="MLX's own", **more)
+    return Kernel(op, "mlx", name or f"mx.fast.{op}", lambda: run, about="MLX's own", source=_version(), **more)
+
+
+@functools.cache
+def _version() -> str:
+    try:
+        return f"mlx {importlib.metadata.version('mlx')}"
+    except importlib.metadata.PackageNotFoundError:  # the backend says so when it is asked for
+        return "no mlx"
 
 
 def same_dtype(x: Any, *weights: Any, **static: Any) -> str:
@@ -155,6 +165,13 @@ KERNELS = (
     _fast("layer_norm", layer_norm, accepts=same_dtype),
     _derivative("layer_norm", layer_norm),
     _fast("attention", attention.attention, "mx.fast.scaled_dot_product_attention", accepts=attention.takes),
+    _fast(
+        "attention_backward",
+        attention.attention_backward,
+        "mx.fast.scaled_dot_product_attention, vjp",
+        accepts=attention.backward_takes,
+        dtypes=("float32",),
+    ),
     _fast("quantize", quantize, "mx.quantize", accepts=quantizes),
     _fast("dequantize", dequantize, "mx.dequantize", accepts=dequantizes),
     *_per_device("softmax_cross_entropy", cross_entropy, "mx.fast.cross_entropy", plain_loss),

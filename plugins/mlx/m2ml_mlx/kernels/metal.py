@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from m2ml import Kernel
-from m2ml_mlx.kernels import losses
+from m2ml_mlx.kernels import losses, sampling
 from m2ml_mlx.kernels.shared import adamw_update, add_rms_norm, leading_dtype, one_dtype, some_leaves, swiglu
 from m2ml_mlx.kernels.source import Source, each, has_metal, worthwhile
 
@@ -64,7 +64,7 @@ def _kernel(source: Source, run: Callable[..., Any], accepts: Callable[..., str]
 
     op = op or source.file
     devices = ("gpu", "metal (host)")
-    return Kernel(op, "mlx", f"metal/{op}", lambda: run, devices=devices, accepts=takes, source=source.path)
+    return Kernel(op, "mlx", f"metal/{op}", lambda: run, devices=devices, accepts=takes, source=source.location)
 
 
 KERNELS = (
@@ -76,4 +76,5 @@ KERNELS = (
     _kernel(losses.ROWS, losses.softmax_cross_entropy, losses.some_rows),
     _kernel(losses.GRADIENT, losses.softmax_cross_entropy_backward, losses.some_rows_backward),
     _kernel(losses.ROWS, losses.linear_cross_entropy, losses.some_tokens, "linear_cross_entropy"),
+    _kernel(sampling.SAMPLE_TOKEN, sampling.sample_token, sampling.drawn),
 )

@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 #: A launch costs more than the one or two operations of MLX that it saves while there is little to do: at one row
@@ -48,9 +49,16 @@ class Source:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
+    header_files: tuple[str, ...] = ("functions.h",)
+
     @property
     def path(self) -> str:
         return f"{self.language}/{self.file}.{'cu' if self.language == 'cuda' else 'metal'}"
+
+    @property
+    def location(self) -> Path:
+        """Where the body lies; the headers lie beside it."""
+        return Path(str(importlib.resources.files("m2ml_kernels") / self.path))
 
     @property
     def body(self) -> str:
@@ -58,7 +66,7 @@ class Source:
 
     @property
     def header(self) -> str:
-        return text(f"{self.language}/functions.h")
+        return "\n".join(text(f"{self.language}/{name}") for name in self.header_files)
 
     def __call__(
         self, *arrays: Any, out: Sequence[tuple[Sequence[int], Any]], threads: Sequence[int], **more: Any
