@@ -7,6 +7,7 @@ needed: it pulls in Pallas, which costs as much as everything else ``import m2ml
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import site
 import sysconfig
@@ -91,6 +92,24 @@ def _definition(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
     return jax.make_jaxpr(expand)(*(jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals))
 
 
+def foreign_definition(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
+    """What a library's own primitive computes, where it is implemented in JAX; None for JAX's and m2ml's."""
+    implementation: Any = eqn.primitive.impl
+    home = getattr(getattr(implementation, "func", implementation), "__module__", "") or ""
+    if home.partition(".")[0] in ("jax", "jaxlib", "m2ml"):
+        return None
+
+    def run(*args: Any) -> Any:
+        found = implementation(*args, **eqn.params)
+        return list(found) if eqn.primitive.multiple_results else [found]
+
+    avals: list[Any] = [v.aval for v in eqn.invars]
+    try:
+        return jax.make_jaxpr(run)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
+    except Exception:  # a stranger's code, which need not be written in JAX: the primitive stays what it is
+        return None
+
+
 def platform_index(eqn: core.JaxprEqn) -> np.ndarray[Any, Any]:
     """The branch of ``lax.platform_dependent`` that every engine but XLA takes: that for cpu, or else the default."""
     platforms = eqn.params["platforms"]
@@ -122,6 +141,21 @@ def is_literal(atom: Any) -> bool:
 def x64_enabled() -> bool:
     """Whether JAX's 64-bit types are on in this thread."""
     return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined] # made by JAX at run time
+
+
+def jax_platforms() -> str:
+    """The platforms that JAX starts, or has started, in its own words (``"mps,cpu"``); ``""`` for all there are."""
+    return str(jax.config.jax_platforms or "")  # type: ignore[attr-defined] # made by JAX at run time
+
+
+def set_jax_platforms(platforms: str) -> None:
+    """Choose the platforms that JAX starts when it is first used; without effect on one that has started."""
+    jax.config.update("jax_platforms", platforms or None)
+
+
+def may_have_other_platforms() -> bool:
+    """Whether a plugin of JAX is installed, so that arrays may live elsewhere than on its default device."""
+    return importlib.util.find_spec("jax_plugins") is not None
 
 
 def abstract(array: Any) -> jax.ShapeDtypeStruct:

@@ -198,7 +198,7 @@ class _Flattener:
         if name == "custom_linear_solve":
             solve, operands = compat.linear_solve_jaxpr(eqn)
             return self.inline(solve, [read(a) for a in operands], source, expansion=expansion)
-        expanded = compat.physical_equation(eqn) or compat.unbatched_while(eqn)
+        expanded = compat.physical_equation(eqn) or compat.unbatched_while(eqn) or compat.foreign_definition(eqn)
         if expanded is not None:
             return self.inline(expanded, args, source, expansion=True)
         return self.append(self.convert(name, eqn, source), args)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from m2ml import arrays, compat, modules
+from m2ml import arrays, compat, modules, stock
 from m2ml.op import definitions_only
 from m2ml.program import Program
 
@@ -31,7 +31,7 @@ class Staged:
         self.fn, self.static, self.donate, self.strict, self.debug = fn, static, donate, strict, debug
         self.kernels = kernels
         self.name = getattr(fn, "__name__", type(fn).__name__)
-        traced = fn if kernels else definitions_only(fn)
+        traced = stock.traced_with_stock(fn if kernels else definitions_only(fn))
         self.jax_jit = jax.jit(modules.refuse_modules(traced), static_argnames=static, donate_argnames=donate)
         self.signature = inspect.signature(fn) if static else None
         self.callers: dict[str, Callable[..., Any]] = {}
