@@ -23,7 +23,8 @@ def backends() -> Mapping[str, Backend]:
 class Diagnosis:
     """The report of `doctor`: ``text`` is for people, the other fields for programs.
 
-    ``notes`` are what a working backend says of itself (its method ``diagnose``), such as what compiles its kernels.
+    ``notes`` are what a backend says of itself: a working one by its method ``diagnose``, such as what compiles its
+    kernels, one that does not run by the notes (``add_note``) of the error that its factory raised.
     """
 
     versions: Mapping[str, str]
@@ -40,7 +41,8 @@ class Diagnosis:
             chosen = " (default)" if name == self.default else ""
             lines.append(f"{name}{chosen}: {'; '.join(devices)}")
             lines += [f"  {note}" for note in self.notes.get(name, ())]
-        lines += [f"{name}: {reason}" for name, reason in self.failing.items()]
+        for name, reason in self.failing.items():
+            lines += [f"{name}: {reason}", *(f"  {note}" for note in self.notes.get(name, ()))]
         lines.append(f"cache: {self.cache}")
         return "\n".join(lines)
 
@@ -65,6 +67,8 @@ def doctor() -> Diagnosis:
     }
     working = {name: tuple(f"{d.name} [{d.kind}]" for d in backend.devices()) for name, backend in backends().items()}
     notes = {name: tuple(b.diagnose()) for name, b in backends().items() if hasattr(b, "diagnose")}
+    failing = registry.reasons()
+    notes |= {name: registry.notes(name) for name in failing}
     tuned = len(list(winners.folder().glob("*.json")))
     kept = f"{cache_folder()}, with {tuned} tuned calls of ops"
-    return Diagnosis(versions, working, registry.reasons(), selection.current(), notes, kept)
+    return Diagnosis(versions, working, failing, selection.current(), notes, kept)

@@ -7,6 +7,7 @@ hooks marked with `hookimpl`; hooks only register, they never run per call. Each
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import threading
 from collections.abc import Callable, Mapping
@@ -24,7 +25,8 @@ GROUP = "m2ml"
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
-#: ``register(name, factory, about=..., install=...)``: ``factory()`` imports the engine and gives it or raises.
+#: ``register(name, factory, about=, install=, variants=)``: ``factory()`` imports the engine and gives it or
+#: raises; `HookSpecs.m2ml_register_backends` says what the others are.
 Register = Callable[..., None]
 
 
@@ -33,7 +35,11 @@ class HookSpecs:
 
     @hookspec
     def m2ml_register_backends(self, register: Register) -> None:
-        """Call ``register(name, factory, about="what it is", install="pip install ...")`` for each backend."""
+        """Call ``register(name, factory, about="what it is", install="pip install ...")`` for each backend.
+
+        Optional: ``variants()`` gives the ways in which it can run here, each with the environment variables that
+        choose it, without starting any: ``m2ml verify`` tries all.
+        """
 
     @hookspec
     def m2ml_register_kernels(self, register: Callable[[Kernel], None]) -> None:
@@ -50,6 +56,7 @@ class _Registered:
     plugin: str
     about: str
     install: str
+    variants: Callable[[], Mapping[str, Mapping[str, str]]] = dict
     backend: Backend | None = None
     error: Exception | None = None
 
@@ -70,13 +77,14 @@ class Registry:
         *,
         about: str = "",
         install: str = "",
+        variants: Callable[[], Mapping[str, Mapping[str, str]]] = dict,
         plugin: str = "this program",
     ) -> None:
         """Add a backend. Raises ValueError when the name is taken."""
         if name in self._entries or name == "auto":
             owner = self._entries[name].plugin if name in self._entries else "m2ml"
             raise ValueError(f"backend name {name!r} is already registered by {owner}; choose another name")
-        self._entries[name] = _Registered(factory, plugin, about, install)
+        self._entries[name] = _Registered(factory, plugin, about, install, variants)
 
     def discover(self) -> None:
         """Load every entry point once; failures are kept by entry-point name."""
@@ -97,10 +105,7 @@ class Registry:
         manager.register(module, plugin)
         manager.check_pending()
 
-        def register(name: str, factory: Callable[[], Backend], *, about: str = "", install: str = "") -> None:
-            self.register(name, factory, about=about, install=install, plugin=plugin)
-
-        manager.hook.m2ml_register_backends(register=register)
+        manager.hook.m2ml_register_backends(register=functools.partial(self.register, plugin=plugin))
         manager.hook.m2ml_register_kernels(register=kernels.register)
         manager.hook.m2ml_register_ops(register=ops.register)
 
@@ -113,6 +118,16 @@ class Registry:
         """One line on a registered backend."""
         self.discover()
         return self._entries[name].about
+
+    def notes(self, name: str) -> tuple[str, ...]:
+        """What the error that keeps a backend from running adds to its reason (``error.add_note``)."""
+        entry = self._entries.get(name)
+        return tuple(getattr(entry.error, "__notes__", ())) if entry else ()
+
+    def variants(self, name: str) -> Mapping[str, Mapping[str, str]]:
+        """The ways in which a registered backend can run here, and the environment that chooses each."""
+        self.discover()
+        return self._entries[name].variants()
 
     def get(self, name: str) -> Backend:
         """The backend called ``name``. Raises when it is unknown, failed to load, or cannot run here."""

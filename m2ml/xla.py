@@ -24,7 +24,12 @@ from m2ml.program import Program
 
 
 class XlaBackend:
-    """Runs programs through ``jax.jit`` on the first device of ``platform``."""
+    """Runs programs through ``jax.jit`` on the first device of ``platform``.
+
+    ``donates`` is whether the platform can reuse the buffers of donated arguments; where it cannot they are kept.
+    """
+
+    donates = True
 
     gaps: Sequence[Gap] = tuple(
         Gap("*", name, "XLA runs no program on it") for name in ("float6_e2m3fn", "float6_e3m2fn", "int1", "uint1")
@@ -38,7 +43,9 @@ class XlaBackend:
         except RuntimeError as error:
             raise BackendUnavailable(f"JAX has no {platform!r} device: {error}") from error
         kernel.platforms[platform] = name
-        self._is_default = jax.default_backend() == platform
+        self._devices = frozenset(jax.devices(platform))
+        self._is_default = jax.devices()[0] in self._devices
+        self._is_alone = self._is_default and not compat.may_have_other_platforms()
         self._apply: Callable[..., Any] = jax.jit(_bind, static_argnums=0)
 
     def devices(self) -> Sequence[Device]:
@@ -48,15 +55,24 @@ class XlaBackend:
         )
 
     def place(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """``fn``, run on this backend's device; jax.jit itself, with nothing around it, where that is the default."""
-        if self._is_default:
+        """``fn``, run on this backend's device; jax.jit itself, with nothing around it, where there is no other."""
+        if self._is_alone:
             return fn
 
         def placed(*args: Any, **kwargs: Any) -> Any:
+            if any(map(self._elsewhere, jax.tree.leaves((args, kwargs)))):
+                args, kwargs = jax.tree.map(self._here, (args, kwargs))
             with jax.default_device(self.device):
                 return fn(*args, **kwargs)
 
         return placed
+
+    def _elsewhere(self, leaf: Any) -> bool:
+        """Whether ``leaf`` is an array of another platform."""
+        return isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and not self.owns(leaf)
+
+    def _here(self, leaf: Any) -> Any:
+        return jax.device_put(leaf, self.device) if self._elsewhere(leaf) else leaf
 
     def jit(self, jitted: Callable[..., Any]) -> Callable[..., Any]:
         """Use JAX's own dispatch: ``jitted`` is a ``jax.jit`` function."""
@@ -65,14 +81,15 @@ class XlaBackend:
     def compile(self, program: Program) -> Executable:
         for dtype in {aval.dtype for aval in program.code.avals}:
             self._check_dtype(dtype, f"in {program.name}")
-        donated = [i for i, given in enumerate(program.donated) if given]
+        donated = [i for i, given in enumerate(program.donated) if given and self.donates]
         flat = jax.jit(compat.on_physical_arrays(program.jaxpr), donate_argnums=donated)
         return self.place(_refusing(flat, program))
 
     def _check_dtype(self, dtype: Any, where: str) -> None:
         name = np.dtype(dtype).name
-        if any(gap.primitive == "*" and gap.dtype == name for gap in self.gaps):
-            raise UnsupportedDtype(f"XLA has no {name} ({where}); use another dtype in the program")
+        for gap in self.gaps:
+            if (gap.primitive, gap.dtype) == ("*", name):
+                raise UnsupportedDtype(f"{self.name} has no {name} ({where}): {gap.reason}; use another dtype")
 
     def apply(self, equation: Equation, arrays: Sequence[Any]) -> list[Any]:
         return list(self.place(self._apply)(equation, *arrays))
@@ -86,7 +103,7 @@ class XlaBackend:
             return np.asarray(array)
 
     def owns(self, array: Any) -> bool:
-        return isinstance(array, jax.Array)
+        return isinstance(array, jax.Array) and not self._devices.isdisjoint(array.devices())
 
     def wait(self, arrays: Sequence[Any]) -> None:
         with _explained(f"a program on {self.name}"):
