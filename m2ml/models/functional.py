@@ -24,11 +24,11 @@ class Functional:
         """Initial parameters drawn from a typed random key (``jax.random.key``)."""
         return nnx.to_pure_dict(nnx.state(self.make(nnx.Rngs(key)), nnx.Param))
 
-    def apply(self, params: Params, *inputs: Any, **kwargs: Any) -> Any:
-        """The module with ``params``, called on the inputs."""
+    def apply(self, params: Params, *inputs: Any, method: str = "__call__", **kwargs: Any) -> Any:
+        """The module with ``params``, called on the inputs; ``method`` names another of its methods."""
         graph, state = nnx.split(nnx.eval_shape(lambda: self.make(nnx.Rngs(0))))
         nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graph, state)(*inputs, **kwargs)
+        return getattr(nnx.merge(graph, state), method)(*inputs, **kwargs)
 
     def shapes(self) -> Params:
         """The parameters as `jax.ShapeDtypeStruct`, without computing any."""

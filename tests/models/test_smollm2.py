@@ -15,7 +15,8 @@ import m2ml
 from m2ml.data import smollm2
 from m2ml.data.fetch import fetch
 from m2ml.data.text import SHAKESPEARE
-from m2ml.generation import LanguageModel, load
+from m2ml.generation import LanguageModel, generate, load
+from m2ml.generation.conversation import Conversation
 
 pytestmark = pytest.mark.network
 
@@ -66,3 +67,15 @@ def test_every_digit_is_a_token_of_its_own(model_of: Callable[..., LanguageModel
     assert words.decode(tokens) == text
     stream = words.stream()
     assert "".join(map(stream, tokens[:2000])) == words.decode(tokens[:2000])
+
+
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("mlx", marks=pytest.mark.slow)])
+def test_it_writes_the_known_answers(backend: str, model_of: Callable[..., LanguageModel]) -> None:
+    model = model_of(backend)
+    generation = generate(model, PROMPT, max_tokens=16)
+    assert generation.text().startswith(" Paris.")
+    assert generation.tokens == [[7042, 30, 198, 198, 504, 2988, 314, 42, 216, 34, 32, 33, 40, 29, 32, 33]]
+    answer = Conversation(model).ask("What is the capital of Japan? Answer in one sentence.")
+    pieces = list(answer)
+    assert "".join(piece.text for piece in pieces) == "The capital of Japan is Tokyo."
+    assert (pieces[-1].ended, pieces[-1].token) == ("end", 2)
