@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from m2ml.cost import Cost, cost_of
-from m2ml.interpreter import Code, Keep, flatten
+from m2ml.interpreter import Code, Equation, Keep, flatten
 
 if TYPE_CHECKING:
     from jax.extend import core
@@ -71,11 +71,19 @@ def _hash_code(code: Code, update: Any) -> None:
         update(f"{slot} {value.dtype} {value.shape}".encode())
         update(np.ascontiguousarray(value).tobytes())
     for step in code.steps:
-        update(repr((step.equation.name, step.inputs, step.outputs)).encode())
-        for key, value in sorted(step.equation.params.items()):
-            update(key.encode())
-            for item in value if isinstance(value, tuple) else (value,):
-                if isinstance(item, Code):
-                    _hash_code(item, update)
-                else:
-                    update(_ADDRESS.sub("", repr(item)).encode())
+        update(repr((step.inputs, step.outputs)).encode())
+        _hash_equation(step.equation, update)
+
+
+def _hash_equation(equation: Equation, update: Any) -> None:
+    """All of it but the user's line."""
+    update(equation.name.encode())
+    for key, value in sorted(equation.params.items()):
+        update(key.encode())
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, Code):
+                _hash_code(item, update)
+            elif isinstance(item, Equation):
+                _hash_equation(item, update)
+            else:
+                update(_ADDRESS.sub("", repr(item)).encode())

@@ -10,25 +10,13 @@ import numpy as np
 
 from m2ml.backend import Backend
 from m2ml.control import CONTROL_FLOW
-from m2ml.equivalence.bounds import (
-    ARITHMETIC,
-    FACTOR,
-    ROUNDED,
-    RUNS,
-    SUMS,
-    Bound,
-    Perturbation,
-    bound_of,
-    error_scale,
-    on_a_cut,
-    other_inputs,
-    terms,
-    tiny,
-    unit,
-)
+from m2ml.equivalence.bounds import FACTOR, RUNS, Bound, bound_of
 from m2ml.equivalence.judgement import judge
+from m2ml.equivalence.perturbation import Flushing, Perturbation, on_a_cut
 from m2ml.equivalence.properties import PROPERTIES, Held, properties
 from m2ml.equivalence.report import OutputReport
+from m2ml.equivalence.rounding import ARITHMETIC, ROUNDED, SUMS, terms, tiny, unit
+from m2ml.equivalence.scales import error_scale
 from m2ml.interpreter import Code, Equation
 from m2ml.plugins import registry
 from m2ml.precision import narrow, widen
@@ -87,7 +75,7 @@ def equation_bounds(equation: Equation, inputs: Sequence[Array], *, runs: int = 
     """
     reference, wide = registry.get("reference"), [widen(x) for x in inputs]
     bounds, steady = _bounds(equation, wide, runs), equation.name in ARITHMETIC and not on_a_cut(equation, wide)
-    for seen in other_inputs(equation, wide):
+    for seen in Flushing().other_inputs(equation, wide):
         others = _chosen_by(equation, seen, wide) if equation.name == "sort" else reference.apply(equation, seen)
         each = zip(bounds, others, strict=True)
         bounds = [_or_else(bound, other, steady, equation.name in CHOOSING) for bound, other in each]
@@ -156,7 +144,7 @@ def _measured(equation: Equation, inputs: Sequence[Array], expected: Sequence[Ar
     reference: Any = registry.get("reference")
     runs = []
     for seed in range(count):
-        perturb = Perturbation(np.random.default_rng(seed), reference.apply, nearest=bool(seed % 2))
+        perturb = Perturbation.of_run(seed, np.random.default_rng(seed), reference.apply)
         runs.append(type(reference)(perturb).apply(equation, inputs))
     each = zip(range(len(expected)), equation.outputs, expected, strict=True)
     return [bound_of(aval.dtype, y, [run[i] for run in runs]) for i, aval, y in each]

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from m2ml.equivalence.bounds import Bound, tiny, unit
+from m2ml.equivalence.bounds import Bound
 from m2ml.equivalence.report import ClassReport, OutputReport
+from m2ml.equivalence.rounding import tiny, unit
 from m2ml.precision import narrow
 
 Array = np.ndarray[Any, Any]

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 
 from m2ml import arrays, compat
-from m2ml.equivalence.bounds import RUNS, Bound, Perturbation, Scales, Spread
+from m2ml.equivalence.bounds import RUNS, Bound, Spread
 from m2ml.equivalence.effects import silent
 from m2ml.equivalence.judgement import judge
+from m2ml.equivalence.perturbation import Perturbation
 from m2ml.equivalence.report import BackendReport, Report
+from m2ml.equivalence.scales import Scales
 from m2ml.plugins import registry
 from m2ml.program import Program
 from m2ml.staged import Staged
@@ -35,7 +37,7 @@ def measured_bounds(program: Program, args: Sequence[Any], *, seed: int = 0, run
         if scales:
             scales.again()
         generator = np.random.default_rng((seed, i))
-        perturbation = Perturbation(generator, reference.apply, nearest=bool(i % 2), scales=scales)
+        perturbation = Perturbation.of_run(i, generator, reference.apply, scales)
         for spread, run in zip(spreads, type(reference)(perturbation).run_code(code, args), strict=True):
             spread.add(run)
     return [spread.bound() for spread in spreads]

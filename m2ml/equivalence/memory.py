@@ -10,7 +10,8 @@ from typing import Any
 
 from m2ml.control import CONTROL_FLOW
 from m2ml.cost import nbytes, peak_bytes
-from m2ml.equivalence.bounds import EXACT, REMEMBERED, ROUNDED, SUMS
+from m2ml.equivalence.rounding import EXACT, ROUNDED, SUMS
+from m2ml.equivalence.scales import REMEMBERED
 from m2ml.errors import OutOfMemory
 from m2ml.interpreter import Code, Equation
 from m2ml.precision import wide

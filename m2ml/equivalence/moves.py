@@ -6,7 +6,7 @@ A perturbed run moves every number that a program computes, so this is most of w
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,44 +35,51 @@ def _directions() -> Array:
     return np.where(draw < 0.5, draw - 1, draw)
 
 
+@functools.cache
+def _factors(u: float) -> Array:
+    """One and half of ``u`` to all of it, more or less."""
+    return 1.0 + u * _directions()
+
+
 def held(output: Array, dtype: Any) -> Array:
     """A wide array as ``dtype`` holds its numbers."""
+    return _by_block(output, lambda part, _: _held(part, dtype))
+
+
+def scaled(output: Array, dtype: Any, generator: np.random.Generator, u: float) -> Array:
+    """``output`` moved by half of ``u`` times its size to all of it, up or down, rounded to ``dtype``."""
+    factors = _factors(u)
+    return _by_block(output, lambda part, _: _held(part * _draw(factors, part, generator), dtype))
+
+
+def moved(output: Array, scale: Array, dtype: Any, generator: np.random.Generator) -> Array:
+    """``output`` moved by half of ``scale`` to all of it, up or down, rounded to ``dtype``; ``scale`` is finite."""
+    scales = np.broadcast_to(scale, output.shape).reshape(-1) if output.size > BLOCK else scale
+
+    def move(part: Array, block: slice | None) -> Array:
+        shift = _draw(_directions(), part, generator) * (scales if block is None else scales[block])
+        return _held(shift + part, dtype)
+
+    return _by_block(output, move)
+
+
+def _by_block(output: Array, change: Callable[[Array, slice | None], Array]) -> Array:
+    """``change`` of the whole array, or of one block of it after the other."""
     if output.size <= BLOCK:
-        return widen(narrow(output, dtype))
+        return np.asarray(change(output, None))
     flat, result = output.reshape(-1), np.empty(output.size, output.dtype)
     for block in blocks(flat.size):
-        result[block] = narrow(flat[block], dtype)
+        result[block] = change(flat[block], block)
     return result.reshape(output.shape)
 
 
-def move(output: Array, scale: Array | None, dtype: Any, generator: np.random.Generator, u: float = 1.0) -> Array:
-    """``output`` moved by half of ``u * scale`` to all of it, up or down, rounded to ``dtype``; infinities stay.
-
-    ``output`` is a wide array; so is the result. Without ``scale`` it is the size of ``output`` itself.
-    """
-    if output.size <= BLOCK:
-        directions = _draw(output.size, generator).reshape(output.shape)
-        return _moved(output, output if scale is None else scale, u, directions, dtype)
-    flat, result = output.reshape(-1), np.empty(output.size, output.dtype)
-    scales = flat if scale is None else np.broadcast_to(scale, output.shape).reshape(-1)
-    for block in blocks(flat.size):
-        directions = _draw(flat[block].size, generator)
-        result[block] = _moved(flat[block], scales[block], u, directions, dtype)
-    return result.reshape(output.shape)
+def _draw(table: Array, part: Array, generator: np.random.Generator) -> Array:
+    """As many numbers of a table as a part has, at most `BLOCK`, in its shape."""
+    first = int(generator.random() * (_DRAWN - BLOCK))
+    return table[first : first + part.size].reshape(part.shape)
 
 
-def _draw(size: int, generator: np.random.Generator) -> Array:
-    """At most `BLOCK` random directions."""
-    first = int(generator.integers(_DRAWN - BLOCK))
-    return _directions()[first : first + size]
-
-
-def _moved(output: Array, scale: Array, u: float, directions: Array, dtype: Any) -> Array:
-    with np.errstate(all="ignore"):
-        shift = directions * u if u != 1.0 else directions
-        moved = shift * scale + output
-        if not np.isfinite(moved.sum()):  # cheaper than looking at each, and never finite where one is not
-            moved = np.where(np.isfinite(output), moved, output)
-        if np.dtype(dtype) == np.float32:  # what narrow and widen do, without their other cases
-            return np.asarray(moved.astype(np.float32).astype(np.float64))
-        return widen(narrow(moved, dtype))
+def _held(x: Array, dtype: Any) -> Array:
+    if dtype == np.float32:  # what narrow and widen do, without their other cases
+        return x.astype(np.float32).astype(np.float64)
+    return widen(narrow(x, dtype))

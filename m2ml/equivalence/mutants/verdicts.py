@@ -10,12 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from m2ml.compat import is_inexact
-from m2ml.equivalence.bounds import NORMWISE, Bound
+from m2ml.equivalence.bounds import Bound
 from m2ml.equivalence.equations import equation_bounds, judge_equation, rounded, same_equation
 from m2ml.equivalence.mutants.fault import Array, Fault, runner
 from m2ml.equivalence.mutants.faults import faults_of
 from m2ml.equivalence.primitives.cases import EXAMPLES, Case, examples, load
 from m2ml.equivalence.primitives.check import traced
+from m2ml.equivalence.scales import NORMWISE
 from m2ml.errors import UnsupportedPrimitive
 from m2ml.interpreter import Equation
 from m2ml.plugins import registry

@@ -1,0 +1,119 @@
+"""What a correct engine may make of a program's numbers: each result moved by its rounding error, or flushed to zero.
+
+A hook for the reference engine (Monte Carlo arithmetic; D. S. Parker, 1997).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from m2ml.equivalence.moves import blocks, held, moved, scaled
+from m2ml.equivalence.rounding import ARITHMETIC, BY_A_UNIT, COMPLEX_ROUNDED, CUT, EXACT, ROUNDED, tiny, unit
+from m2ml.equivalence.scales import Scales, finite_scales
+from m2ml.interpreter import Equation
+
+Array = np.ndarray[Any, Any]
+
+
+class Flushing:
+    """What an engine that takes subnormal numbers for zero sees. XLA's CPU does so in float32 and bfloat16, Metal may.
+
+    MLX's CPU does not, and no engine known does in float16, whose least normal number, 6e-5, is not small. Arrays that
+    have none are remembered as long as they live: most are read several times.
+    """
+
+    def __init__(self) -> None:
+        self._clean: dict[tuple[int, float], weakref.ref[Array]] = {}
+
+    def seen(self, x: Array, dtype: Any, name: str) -> Array:
+        """``x`` as primitive ``name`` sees it; ``x`` itself where it has no subnormal number."""
+        if not unit(dtype) or dtype == np.float16:
+            return x
+        least = tiny(dtype) * (1 if name in ARITHMETIC else 4)
+        known = self._clean.get((id(x), least))
+        if known is not None and known() is x:
+            return x
+        parts = (x.real, x.imag) if np.iscomplexobj(x) else (x,)
+        if any(_has_subnormal(part, least) for part in parts):
+            zeroed = [np.where(np.abs(part) < least, np.copysign(0.0, part), part) for part in parts]
+            return np.asarray(zeroed[0] if len(zeroed) == 1 else np.stack(zeroed, -1).view(x.dtype)[..., 0])
+        self._clean[id(x), least] = weakref.ref(x)
+        return x
+
+    def other_inputs(self, equation: Equation, inputs: Sequence[Array]) -> Iterator[list[Array]]:
+        """What an engine may take ``inputs``, the reference's values, for: also all zeros for positive ones.
+
+        The sign of a number that it takes for zero is kept by arithmetic; a formula may ask ``x < 0`` and find it is
+        not.
+        """
+        seen = [self.seen(x, aval.dtype, equation.name) for x, aval in zip(inputs, equation.inputs, strict=True)]
+        changed = any(x is not y for x, y in zip(inputs, seen, strict=True))
+        if changed:
+            yield seen
+        if (changed and equation.name not in ARITHMETIC) or on_a_cut(equation, inputs):
+            yield [x + 0.0 if x.dtype.kind in "fc" else x for x in seen]
+
+
+def _has_subnormal(x: Array, least: float) -> bool:
+    flat = x.reshape(-1)
+    for block in blocks(flat.size):
+        part = flat[block]
+        small = np.abs(part) < least
+        if np.count_nonzero(small) and np.count_nonzero(part[small]):
+            return True
+    return False
+
+
+def on_a_cut(equation: Equation, inputs: Sequence[Array]) -> bool:
+    """Whether an engine may ignore the signs of zeros."""
+    return equation.name in CUT and np.iscomplexobj(inputs[0])
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Moves each equation's result by its error scale in a random direction.
+
+    What it gives is rounded to the equation's dtype, as every engine holds it: numbers that become equal there, that
+    overflow or that vanish do so here. With ``nearest`` a primitive that engines round correctly is rounded and not
+    moved, so that what such a rounding decides (``x == y`` in bfloat16) is seen. With ``flush`` subnormal numbers are
+    taken for zero.
+    """
+
+    generator: np.random.Generator
+    apply: Callable[[Equation, Sequence[Array]], Sequence[Array]]
+    nearest: bool = False
+    flush: Flushing | None = None
+    scales: Scales | None = None
+
+    @classmethod
+    def of_run(
+        cls, number: int, generator: np.random.Generator, apply: Callable[..., Any], scales: Scales | None = None
+    ) -> Perturbation:
+        """That of one of several runs: every second rounds to nearest, and every second of these flushes."""
+        flush = Flushing() if number % 4 == 3 else None
+        return cls(generator, apply, nearest=number % 2 == 1, flush=flush, scales=scales)
+
+    def __call__(self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> Sequence[Array]:
+        if self.flush:  # what reads the results takes their subnormal numbers for zero
+            others = list(self.flush.other_inputs(equation, inputs))
+            if others:
+                inputs = others[int(self.generator.integers(len(others)))]
+                outputs = self.apply(equation, inputs)
+        if equation.name in EXACT and not (equation.name in COMPLEX_ROUNDED and np.iscomplexobj(inputs[0])):
+            return outputs
+        each = zip(outputs, equation.outputs, strict=True)
+        if self.nearest and equation.name in ROUNDED:
+            return [held(y, aval.dtype) if unit(aval.dtype) else y for y, aval in each]
+        if equation.name in BY_A_UNIT and not np.iscomplexobj(outputs[0]):
+            return [scaled(y, aval.dtype, self.generator, u) if (u := unit(aval.dtype)) else y for y, aval in each]
+        scale = self.scales.of if self.scales else finite_scales
+        scales = scale(equation, inputs, outputs, lambda *xs: self.apply(equation, xs))
+        return [
+            y if s is None else moved(y, s, aval.dtype, self.generator)
+            for (y, aval), s in zip(each, scales, strict=True)
+        ]
