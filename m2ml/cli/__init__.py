@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from m2ml.cli import compare, conformance, demo, fuzz, inspect, kernel, language, train, tune
+from m2ml.cli import compare, conformance, convert, demo, fuzz, inspect, kernel, language, train, tune
 
 app = typer.Typer(
     name="m2ml",
@@ -17,6 +17,8 @@ app.command("demo")(demo.command)
 app.add_typer(train.app, name="train")
 app.command("generate")(language.generate)
 app.command("chat")(language.chat)
+app.command("convert")(convert.convert)
+app.command("quantize")(convert.quantize)
 app.command("backends")(inspect.backends)
 app.command("doctor")(inspect.doctor)
 app.command("explain")(inspect.explain)

@@ -11,7 +11,7 @@ import typer
 from m2ml.cli.console import plain_errors
 
 if TYPE_CHECKING:
-    from m2ml.generation import LanguageModel
+    from m2ml.generation import LanguageModel, Session
 
 Model = Annotated[
     Path | None,
@@ -55,6 +55,10 @@ def generate(
     dtype: Dtype = None,
     cache_bits: CacheBits = None,
     dequantize: Dequantize = False,
+    prompt_cache: Annotated[
+        Path | None,
+        typer.Option(help="File that keeps what was read: a prompt that begins alike is read from there on."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Write on from a prompt with a language model.
@@ -72,7 +76,8 @@ def generate(
         asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         asked |= {"seed": seed, "max_tokens": max_tokens, "stop": stop or (), "cache_bits": cache_bits}
         loaded = _model(model, backend, dtype, dequantize)
-        generation = write(loaded, prompts, **asked)
+        session = _session(loaded, prompt_cache, len(prompts), cache_bits)
+        generation = write(loaded, prompts, session=session, **asked)
         if as_json or len(prompts) > 1:
             for _ in generation:
                 pass
@@ -81,8 +86,7 @@ def generate(
             keys = ("prompt", "text", "tokens", "ended")
             results = [dict(zip(keys, one, strict=True)) for one in each]
             typer.echo(json.dumps({"model": loaded.name, "results": results, **generation.statistics.record()}))
-            return
-        if len(prompts) > 1:
+        elif len(prompts) > 1:
             for one, text in zip(prompts, generation.texts, strict=True):
                 typer.echo(f"{one}{text}\n")
         else:
@@ -90,7 +94,21 @@ def generate(
             for piece in generation:
                 typer.echo(piece.text, nl=False)
             typer.echo()
-        typer.echo(f"[{generation.statistics}]", err=True)
+        if not as_json:
+            typer.echo(f"[{generation.statistics}]", err=True)
+        if session is not None and prompt_cache is not None:
+            from m2ml.generation import save_session
+
+            save_session(session, prompt_cache)
+
+
+def _session(model: LanguageModel, path: Path | None, rows: int, bits: int | None) -> Session | None:
+    """What was read before, or a new session that will be kept."""
+    from m2ml.generation import Session, load_session
+
+    if path is None:
+        return None
+    return load_session(model, path) if path.exists() else Session(model, rows, cache_bits=bits)
 
 
 def _standard_input() -> str:

@@ -221,3 +221,26 @@ def test_every_architecture_writes(name: str, backend: str, model_of: Callable[[
     generation = generate(model_of(name, backend), PROMPTS, max_tokens=9)
     generation.text()
     assert generation.tokens == [without_cache(model_of(name, "cpu"), list(p), 9) for p in PROMPTS]
+
+
+def test_what_was_read_is_kept_for_another_time(model_of: Callable[[str, str], LanguageModel], tmp_path: Path) -> None:
+    """Saved on one backend, gone on with on another; refused for another model."""
+    from m2ml.generation import load_session, save_session
+
+    path = tmp_path / "prompt.safetensors"
+    for name in ("qwen3", "gemma3_text"):
+        model = model_of(name, "cpu")
+        kept = Session(model)
+        kept.read([PROMPTS[0][:-1]])
+        save_session(kept, path)
+        again = load_session(model_of(name, "mlx"), path)
+        assert again.tokens == [PROMPTS[0][:-1]]
+        generation = generate(again.model, PROMPTS[0], max_tokens=4, session=again)
+        generation.text()
+        assert generation.tokens == [without_cache(model, PROMPTS[0], 4)]
+    assert [p.name for p in tmp_path.iterdir()] == ["prompt.safetensors"]
+    with pytest.raises(CheckpointError, match="was made for another model than"):
+        load_session(model_of("qwen3", "cpu"), path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"prompt\.safetensors is not a whole safetensors file"):
+        load_session(model, path)

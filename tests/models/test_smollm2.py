@@ -15,7 +15,7 @@ import m2ml
 from m2ml.data import smollm2
 from m2ml.data.fetch import fetch
 from m2ml.data.text import SHAKESPEARE
-from m2ml.generation import LanguageModel, generate, load
+from m2ml.generation import LanguageModel, generate, load, perplexity
 from m2ml.generation.conversation import Conversation
 
 pytestmark = pytest.mark.network
@@ -79,3 +79,17 @@ def test_it_writes_the_known_answers(backend: str, model_of: Callable[..., Langu
     pieces = list(answer)
     assert "".join(piece.text for piece in pieces) == "The capital of Japan is Tokyo."
     assert (pieces[-1].ended, pieces[-1].token) == ("end", 2)
+
+
+@pytest.mark.slow
+def test_perplexity_is_the_same_on_every_backend(model_of: Callable[..., LanguageModel]) -> None:
+    """Of a text from Python's own library, packed and as numbers: within 0.1 %."""
+    import this
+
+    text = "".join(this.d.get(c, c) for c in this.s)
+    found = {
+        (backend, dequantize): perplexity(model_of(backend, dequantize), text, length=128)
+        for backend in BACKENDS
+        for dequantize in (False, True)
+    }
+    assert max(found.values()) <= 1.001 * min(found.values()), found

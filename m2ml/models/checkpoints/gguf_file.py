@@ -111,7 +111,7 @@ class GGUFFile:
             "vocab_size": int(embedding[0]),
             "tie_word_embeddings": "output.weight" not in self.shapes,
             "attention_bias": "blk.0.attn_q.bias" in self.shapes,
-            "norm_weight_is_whole": True,
+            "norm_weight_is_whole": True,  # gemma's, which Hugging Face stores less 1
         }
         if kind in ("qwen2", "qwen3", "qwen3_moe"):
             values["use_sliding_window"] = values.get("sliding_window") is not None
