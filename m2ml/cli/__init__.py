@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from m2ml.cli import compare, conformance, convert, demo, fuzz, inspect, kernel, language, train, tune
+from m2ml.cli import compare, conformance, convert, demo, fuzz, inspect, kernel, language, train, tune, verify
 
 app = typer.Typer(
     name="m2ml",
@@ -25,5 +25,6 @@ app.command("explain")(inspect.explain)
 app.command("tune")(tune.command)
 app.command("conformance")(conformance.command)
 app.command("fuzz")(fuzz.command)
+app.command("verify")(verify.command)
 app.command("compare")(compare.command)
 app.add_typer(kernel.app, name="kernel")
