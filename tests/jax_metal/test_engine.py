@@ -320,3 +320,20 @@ def test_doctor_tells_the_ladder_whether_it_runs_or_not(fake):
 
 def test_the_record_of_a_mac_is_a_mac():
     assert mac(distribution("jax-mps")).distributions["jax-mps"].platforms == ("mps",)
+
+
+@pytest.mark.slow
+def test_the_conformance_kit_passes_on_a_fake_provider(fake):
+    """Its gaps are strict both ways. (One check starts a process of its own, which does not believe to be on a Mac.)"""
+    said = fake(
+        "jax-mps",
+        """
+        from m2ml.cli import app
+        pretend("jax-mps")
+        parts = [word for part in ("contract", "dtypes", "programs") for word in ("--part", part)]
+        app(["conformance", "jax_metal", "--examples", "3", *parts], standalone_mode=False)
+        """,
+    )
+    (counts,) = (line.split()[1:] for line in said.splitlines() if line.startswith("all "))
+    assert counts[1] == "-", said
+    assert int(counts[2]) >= 38

@@ -231,3 +231,11 @@ def test_every_extra_of_a_provider_exists():
     for name in EXTRAS:
         assert any(need.startswith(f"{name}>=") for need in extras[name])
     assert set(VERSIONS) == set(PROVIDERS)
+
+
+def test_the_readme_has_the_table_of_providers():
+    from pathlib import Path
+
+    from m2ml_jax_metal.providers import support_table
+
+    assert support_table() in (Path(__file__).parents[2] / "README.md").read_text()

@@ -27,8 +27,9 @@ class Provider:
     ``macos``, ``python`` and ``jax`` are what that release asks for, to advise by; an installed one is asked itself,
     but for ``jax_at_most``, which its metadata does not say. ``rank`` orders the choice; None is chosen only when
     named, and ``only_named`` says why; ``refused`` says why it never is. ``missing`` are dtypes it has not. ``waits``
-    is whether ``block_until_ready`` waits for the result. ``unsupported`` are patterns of what its errors say where it
-    lacks an operation. ``environment`` is set before its library is loaded, where the user has not set it.
+    is whether ``block_until_ready`` waits. ``unsupported`` are patterns of what its errors say where it lacks an
+    operation. ``environment`` is set before its library is loaded, where the user has not set it. ``proof`` is how far
+    it was tried.
     """
 
     distribution: str
@@ -47,6 +48,7 @@ class Provider:
     donation: bool = False
     waits: bool = True
     ops: str = "their definitions"
+    proof: str = "not looked at"
     unsupported: tuple[str, ...] = ("UNIMPLEMENTED", "not supported", "not implemented")
     companions: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -66,6 +68,7 @@ _ALL = (
         donation=True,
         waits=False,
         ops="the textbook forms that it recognises",
+        proof="lowering verified, not run on hardware",
         unsupported=("lowering failed", "UNIMPLEMENTED", "not supported", "unsupported"),
     ),
     Provider(
@@ -79,6 +82,7 @@ _ALL = (
         rank=1,
         missing=(*_DOUBLE, *_HALF_SUPPORTED, *_EIGHT_BITS),
         ops="its fused calls, where they meet the op's contract",
+        proof="lowering verified, not run on hardware",
         unsupported=("Unsupported operation", "unsupported", "Unsupported PJRT dtype", "UNIMPLEMENTED"),
     ),
     Provider(
@@ -93,6 +97,7 @@ _ALL = (
         callbacks=True,
         donation=True,
         companions=("metal-pjrt-core",),
+        proof="lowering verified, not run on hardware",
     ),
     Provider(
         "jax-metal",
@@ -106,6 +111,7 @@ _ALL = (
         rank=3,
         missing=(*_DOUBLE, "complex64", *_HALF_SUPPORTED, *_EIGHT_BITS),
         unsupported=("failed to legalize", "UNIMPLEMENTED", "not supported"),
+        proof="models trained on a stand-in for its platform, not run on hardware",
         environment={"ENABLE_PJRT_COMPATIBILITY": "1"},
     ),
     Provider(
@@ -148,3 +154,23 @@ def preferred() -> list[Provider]:
     """Those that may be chosen without being named, best first."""
     ranked = [(p.rank, p) for p in PROVIDERS.values() if p.rank is not None]
     return [p for _, p in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def support_table() -> str:
+    """A Markdown table with a row per provider, for the README."""
+    rows = ["| provider | JAX platform | needs | callbacks | donation | lacks | ops run by | how far it was tried |"]
+    rows.append("|---" * 8 + "|")
+    for p in PROVIDERS.values():
+        if p.refused or p.only_named:
+            what = f"refused: {p.refused}" if p.refused else f"only when named: {p.only_named}"
+            rows.append(f"| {p.distribution} {p.read_from} | `{p.platform}` | | | | | | {what} |")
+            continue
+        needs = f"macOS {p.macos}, Python {p.python}, jax {p.jax}"
+        lacks = ", ".join(f"`{d}`" for d in p.missing if d in (*_DOUBLE, "complex64")) + (
+            ", 8 and 4 bits" if len(p.missing) > 3 else ""
+        )
+        can = " | ".join("yes" if able else "no" for able in (p.callbacks, p.donation))
+        rows.append(
+            f"| {p.distribution} {p.read_from} | `{p.platform}` | {needs} | {can} | {lacks} | {p.ops} | {p.proof} |"
+        )
+    return "\n".join(rows)
