@@ -231,8 +231,12 @@ class OpCall:
 
     def definition(self, *leaves: Any) -> list[Any]:
         """The leaves of the definition's results; kernels may run the ops that it calls if one may run this one."""
-        with _allowing(self.kernels):
+        with self.choice():
             return jax.tree.leaves(self.run(self.op.definition, leaves))
+
+    def choice(self) -> contextlib.AbstractContextManager[None]:
+        """Calls of ops inside may be run by kernels if this one may."""
+        return _allowing(self.kernels and _kernels.get())
 
     def with_static(self, changed: Mapping[str, Any]) -> OpCall:
         return OpCall(self.op, tuple((n, changed.get(n, v)) for n, v in self.static), self.tree, self.kernels)

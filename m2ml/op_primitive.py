@@ -156,7 +156,8 @@ def _tangent_transpose(cotangents: Sequence[Any], *operands: Any, call: TangentC
     wrt = tuple(i for i, is_linear in zip(call.active, linear, strict=True) if is_linear)
     given = tuple(ad.instantiate_zeros(c) for c in cotangents)
     arguments = jax.tree.unflatten(call.of.tree, primals)
-    found = iter(call.of.op.backward(arguments, tuple(outputs), given, wrt=wrt, static=call.of.static))
+    with call.of.choice():  # a gradient of what runs by definitions is not taken by a kernel
+        found = iter(call.of.op.backward(arguments, tuple(outputs), given, wrt=wrt, static=call.of.static))
     gradients = [next(found) if is_linear else None for is_linear in linear]
     return [None] * (len(primals) + len(outputs)) + gradients
 

@@ -7,7 +7,7 @@ import pytest
 
 import m2ml
 from m2ml import kernel
-from m2ml.op import Op, Ops
+from m2ml.op import Op, Ops, definitions_only
 from m2ml.ops import add_rms_norm, rms_norm, rope
 
 BACKENDS = ("cpu", "mlx", "reference")
@@ -274,6 +274,19 @@ def test_gradients_never_go_through_a_kernel(registered, backend):
     registered(backend)
     gradient = m2ml.jit(jax.grad(lambda x: jnp.sum(toy(x)[0])), backend=backend)
     np.testing.assert_allclose(m2ml.get(gradient(X)), 3 * X**2, rtol=1e-5)
+
+
+def test_the_gradient_of_what_runs_by_definition_is_not_taken_by_a_kernel(registered):
+    def marked(args, outputs, cotangents, *, wrt, static):
+        return (jnp.full_like(args[0], 1000.0),)
+
+    kernel.kernels.register(m2ml.Kernel("toy_backward", "cpu", "marked", lambda: marked))
+
+    def gradient(function):
+        return jax.jit(jax.grad(lambda x: jnp.sum(function(x)[0])))(X)
+
+    np.testing.assert_array_equal(gradient(toy), np.full_like(X, 1000.0))
+    np.testing.assert_allclose(gradient(definitions_only(lambda x: toy(x))), 3 * X**2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("backend", LOADS)
