@@ -110,11 +110,14 @@ def adamw(
 
     ``learning_rate`` is a number, a scalar array or a schedule of the step count; ``mask`` a tree of booleans, a prefix
     of one, or a function of the parameters, of the leaves that decay. The state is Optax's ``ScaleByAdamState``.
-    Raises ValueError where ``update`` gets no params.
+    The other numbers are static; where one is an array, as ``optax.inject_hyperparams`` makes them, it is
+    ``optax.adamw`` itself that is returned. Raises ValueError where ``update`` gets no params.
     """
     import optax
 
     static = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "weight_decay": weight_decay}
+    if any(isinstance(value, jax.Array) for value in static.values()):
+        return optax.adamw(learning_rate, mu_dtype=mu_dtype, mask=mask, **static)
 
     def init(params: Any) -> optax.ScaleByAdamState:
         mu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=mu_dtype), params)

@@ -41,6 +41,20 @@ def test_as_optax(settings, rate):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), ours, theirs)
 
 
+def test_numbers_may_be_injected():
+    """``inject_hyperparams`` makes arrays of all numbers: Optax's own update runs."""
+
+    def trained(make):
+        tx, p = optax.inject_hyperparams(make)(learning_rate=0.1, weight_decay=0.3), params()
+        state = tx.init(p)
+        for _ in range(3):
+            updates, state = jax.jit(tx.update)(p, state, p)
+            p = optax.apply_updates(p, updates)
+        return p
+
+    jax.tree.map(np.testing.assert_array_equal, trained(adamw), trained(optax.adamw))
+
+
 def test_dtypes_are_kept():
     p = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params())
     tx = adamw(0.1, mu_dtype=jnp.float32)
