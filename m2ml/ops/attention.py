@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,12 +12,10 @@ import numpy as np
 
 from m2ml.op import Sample, op
 from m2ml.ops.arguments import require, require_floating, require_integers, wide
+from m2ml.ops.attention_scores import Scores, mixed, rows_first, rows_last, weights_of
 from m2ml.ops.inputs import normal
 
 Array = jax.Array
-
-#: Queries whose scores exist at a time.
-QUERIES = 512
 
 
 @op(shapes="q[*b t h d], k[*b s g d], v[*b s g e], mask?[...], key_lengths?[*b] -> [*b t h e], [*b t h]")
@@ -58,13 +55,13 @@ def attention(
     the scores, and works them out again for 512 queries at a time; a floating mask has a gradient too.
     """
     _check(q, k, v, mask, key_lengths, window)
-    scores = _Scores.of(q, k, causal=causal, offset=offset, window=window, soft_cap=soft_cap, scale=scale)
+    scores = Scores.of(q, k, causal=causal, offset=offset, window=window, soft_cap=soft_cap, scale=scale)
     every = scores.filled_up(q), None if mask is None else scores.mask_filled_up(mask)
 
     def of_block(nothing: None, start: Any) -> tuple[None, tuple[Array, Array]]:
         queries, part = scores.block(every, start)
-        weights, lse = _weights(scores(queries, k, part, key_lengths, start))
-        return nothing, (_mixed(weights, v), _rows_first(lse[..., None]))
+        weights, lse = weights_of(scores(queries, k, part, key_lengths, start))
+        return nothing, (mixed(weights, v), rows_first(lse[..., None]))
 
     _, (out, lse) = scores.each(of_block, None)
     out, lse = out.astype(q.dtype), lse[..., 0]
@@ -88,133 +85,6 @@ def _check(q: Array, k: Array, v: Array, mask: Array | None, key_lengths: Array 
         require("attention", fits, f"mask is {list(mask.shape)}, which does not broadcast to scores {list(scores)}")
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """Scores of queries, a block of them at a time, -inf where one may not read a key."""
-
-    queries: int
-    keys: int
-    causal: bool
-    offset: int | None
-    window: int | None
-    soft_cap: float | None
-    scale: float
-
-    @classmethod
-    def of(
-        cls,
-        q: Any,
-        k: Any,
-        *,
-        scale: float | None = None,
-        causal: bool = False,
-        offset: int | None = None,
-        window: int | None = None,
-        soft_cap: float | None = None,
-        **_: Any,
-    ) -> _Scores:
-        """For queries and keys of these shapes and static arguments."""
-        default = float(max(q.shape[-1], 1)) ** -0.5
-        return cls(q.shape[-3], k.shape[-3], causal, offset, window, soft_cap, default if scale is None else scale)
-
-    @property
-    def rows(self) -> int:
-        """Queries in a block."""
-        return max(min(QUERIES, self.queries), 1)
-
-    def each(self, function: Any, carried: Any) -> tuple[Any, Any]:
-        """``function(carried, start) -> (carried, found)`` for each block; ``found[..., rows, heads, n]`` joined."""
-        starts = range(0, max(self.queries, 1), self.rows)
-        if len(starts) == 1:
-            carried, found = function(carried, 0)
-        else:
-            carried, found = jax.lax.scan(function, carried, jnp.array(starts))
-            found = jax.tree.map(lambda x: _join(jnp.moveaxis(x, 0, -4), -4), found)
-        return carried, jax.tree.map(lambda x: x[..., : self.queries, :, :], found)
-
-    def filled_up(self, x: Array, axis: int = -3) -> Array:
-        """``x [..., t, h, n]`` with zeros after the last query, so that blocks are whole."""
-        padding = [(0, 0)] * x.ndim
-        padding[axis] = (0, -self.queries % self.rows if self.queries else 1)
-        return jnp.pad(x, padding)
-
-    def mask_filled_up(self, mask: Array) -> Array:
-        """``mask`` with axes for heads, queries and keys at least, filled up where it has each query's own."""
-        mask = mask.reshape(*(1,) * (3 - mask.ndim), *mask.shape)
-        return mask if mask.shape[-2] == 1 else self.filled_up(mask, -2)
-
-    def block(self, every: tuple[Array, Array | None], start: Any) -> tuple[Array, Array | None]:
-        """Queries and mask of the block that starts there, from all of them, filled up."""
-        q, mask = every
-        queries = jax.lax.dynamic_slice_in_dim(q, start, self.rows, q.ndim - 3)
-        if mask is None or mask.shape[-2] == 1:
-            return queries, mask
-        return queries, jax.lax.dynamic_slice_in_dim(mask, start, self.rows, mask.ndim - 2)
-
-    def __call__(self, q: Array, k: Array, mask: Array | None, key_lengths: Array | None, start: Any) -> Array:
-        """``[*b, g, h / g, rows, s]`` of a block of queries and mask."""
-        groups = k.shape[-2]
-        scores = jnp.einsum("...tgrd,...sgd->...grts", _grouped(wide(q), groups), wide(k)) * self.scale
-        if self.soft_cap is not None:
-            scores = self.soft_cap * jnp.tanh(scores / self.soft_cap)
-        allowed = self._allowed(key_lengths, start)
-        if mask is not None:
-            heads = (groups, mask.shape[-3] // groups) if mask.shape[-3] > 1 else (1, 1)
-            mask = mask.reshape(*mask.shape[:-3], *heads, *mask.shape[-2:])
-            scores, allowed = (scores, allowed & mask) if mask.dtype == jnp.bool_ else (scores + mask, allowed)
-        return jnp.where(allowed, scores, -jnp.inf)
-
-    def _allowed(self, key_lengths: Array | None, start: Any) -> Array:
-        key = jnp.arange(self.keys)
-        lengths = self.keys if key_lengths is None else key_lengths[..., None, None, None, None]
-        allowed = key < lengths
-        place = (
-            start + jnp.arange(self.rows)[:, None] + (lengths - self.queries if self.offset is None else self.offset)
-        )
-        if self.causal:
-            allowed = allowed & (key <= place)
-        if self.window is not None:
-            allowed = allowed & (key > place - self.window) & (key < place + self.window)
-        return allowed
-
-
-def _join(x: Array, axis: int) -> Array:
-    """``x`` with an axis and the next one as one."""
-    shape = list(x.shape)
-    shape[axis : axis + 2] = [shape[axis] * shape[axis + 1]]
-    return x.reshape(shape)
-
-
-def _grouped(x: Array, groups: int) -> Array:
-    """``[..., h, n]`` as ``[..., g, h / g, n]``."""
-    return x.reshape(*x.shape[:-2], groups, x.shape[-2] // groups, x.shape[-1])
-
-
-def _weights(scores: Array) -> tuple[Array, Array]:
-    """The softmax of scores, zeros in a row without keys, and their log-sum-exp."""
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf))
-    top = jnp.where(jnp.isfinite(top), top, 0)
-    powers = jnp.exp(scores - top)
-    total = jnp.sum(powers, axis=-1)
-    safe = jnp.where(total > 0, total, 1)
-    return powers / safe[..., None], jnp.where(total > 0, jnp.log(safe) + top[..., 0], -jnp.inf)
-
-
-def _mixed(weights: Array, v: Array) -> Array:
-    """``weights @ v``, ``[*b, rows, h, e]``."""
-    return _rows_first(jnp.einsum("...grts,...sge->...grte", weights, wide(v)))
-
-
-def _rows_first(x: Array) -> Array:
-    """``[..., g, h / g, rows, n]`` as ``[..., rows, h, n]``."""
-    return _join(jnp.moveaxis(x, -2, -4), -3)
-
-
-def _rows_last(x: Array, groups: int) -> Array:
-    """``[..., rows, h, n]`` as ``[..., g, h / g, rows, n]``."""
-    return jnp.moveaxis(_grouped(x, groups), -4, -2)
-
-
 @attention.defbackward(return_lse=True)
 def backward(args: Any, outputs: Sequence[Any], cotangents: Sequence[Any], /, **static: Any) -> Any:
     """With weights ``p = exp(scores - lse)``: ``dv = p.T @ do``, ``ds = p * (do @ v.T - sum(p * (do @ v.T)) + dlse)``.
@@ -222,7 +92,7 @@ def backward(args: Any, outputs: Sequence[Any], cotangents: Sequence[Any], /, **
     The gradients of ``q``, ``k`` and a floating mask are those of the scores.
     """
     (q, k, v, mask, key_lengths), lse = args, outputs[1]
-    scores, groups = _Scores.of(q, k, **static), k.shape[-2]
+    scores, groups = Scores.of(q, k, **static), k.shape[-2]
     every = scores.filled_up(wide(q)), None if mask is None else scores.mask_filled_up(mask)
     learned = every[1] if every[1] is not None and every[1].dtype != jnp.bool_ else None
     of_lse = wide(cotangents[1]) if static["return_lse"] else jnp.zeros_like(lse)
@@ -237,9 +107,9 @@ def backward(args: Any, outputs: Sequence[Any], cotangents: Sequence[Any], /, **
             return scores(q, k, part, key_lengths, start)
 
         found, of_score = jax.vjp(score, scores.block(every, start)[0], wide(k), learned)
-        weights = jnp.exp(found - _rows_last(saved, groups))
-        d_weights, d_v = jax.vjp(_mixed, weights, wide(v))[1](of_out)
-        inner = jnp.sum(weights * d_weights, axis=-1, keepdims=True) - _rows_last(of_lse, groups)
+        weights = jnp.exp(found - rows_last(saved, groups))
+        d_weights, d_v = jax.vjp(mixed, weights, wide(v))[1](of_out)
+        inner = jnp.sum(weights * d_weights, axis=-1, keepdims=True) - rows_last(of_lse, groups)
         d_q, d_k, d_mask = of_score(weights * (d_weights - inner))
         return jax.tree.map(jnp.add, total, (d_k, d_v, d_mask)), d_q
 

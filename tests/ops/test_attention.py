@@ -59,7 +59,7 @@ CASES = {
 @pytest.fixture(params=[512, 3], ids=["one block", "blocks of three"])
 def blocks(request, monkeypatch):
     """Queries per block; what JAX and the ops have traced is let go."""
-    monkeypatch.setattr(importlib.import_module("m2ml.ops.attention"), "QUERIES", request.param)
+    monkeypatch.setattr(importlib.import_module("m2ml.ops.attention_scores"), "QUERIES", request.param)
     yield
     importlib.import_module("m2ml.op")._outputs.cache_clear()
     jax.clear_caches()
