@@ -29,6 +29,11 @@ def it_is_odd(op, x):
     np.testing.assert_array_equal(op(-x), -op(x))
 
 
+@soft_sign.fault
+def sign_lost(x):
+    return abs(soft_sign.definition(x))
+
+
 def load_cpp():
     from m2ml_cpu.ffi import handler
 
@@ -45,9 +50,14 @@ def load_metal():
 
     def run(x):
         shapes = {"grid": (x.size, 1, 1), "output_shapes": [x.shape], "output_dtypes": [x.dtype]}
-        return kernel(inputs=[x], template=[("T", x.dtype)], **shapes, **options)[0]
+        return kernel(inputs=[x.reshape(-1)], template=[("T", x.dtype)], **shapes, **options)[0]
 
     return run
+
+
+def something(x):
+    """What a kernel's ``accepts`` says: nothing to take a call, or why not."""
+    return "" if x.size else "there is nothing to do"
 
 
 @m2ml.hookimpl
@@ -57,6 +67,7 @@ def m2ml_register_ops(register):
 
 @m2ml.hookimpl
 def m2ml_register_kernels(register):
-    register(m2ml.Kernel("soft_sign", "cpu", "soft_sign.cc", load_cpp, devices=("cpu",), dtypes=("float32",)))
-    nothing = lambda x: "" if x.size else "there is nothing to do"  # noqa: E731
-    register(m2ml.Kernel("soft_sign", "mlx", "soft_sign.metal", load_metal, devices=("gpu",), accepts=nothing))
+    cpp, metal = HERE / "soft_sign.cc", HERE / "soft_sign.metal"
+    register(m2ml.Kernel("soft_sign", "cpu", cpp.name, load_cpp, ("cpu",), dtypes=("float32",), source=cpp))
+    gpu = "gpu", "metal (host)"  # the host runs Metal kernels on the CPU, for tests
+    register(m2ml.Kernel("soft_sign", "mlx", metal.name, load_metal, gpu, accepts=something, source=metal))
