@@ -1,7 +1,11 @@
-"""What every test shares: MLX without its compiler, a cache folder of its own, deterministic hypothesis."""
+"""What every test shares: MLX without its compiler, a cache folder of its own, deterministic hypothesis.
+
+At the end of a run stands a table of the implementations that ran the samples of ops.
+"""
 
 import os
 import tempfile
+from collections import Counter, defaultdict
 
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,3 +27,18 @@ def enable_x64():
     if hasattr(jax, "enable_x64"):
         return lambda: jax.enable_x64(True)
     return jax.experimental.enable_x64
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Per op, backend and dtype: how many samples each implementation ran, in tests that passed."""
+    table = defaultdict(Counter)
+    for report in terminalreporter.stats.get("passed", ()):
+        for name, value in report.user_properties:
+            if name == "ran":
+                op, backend, dtype, implementation, count = value
+                table[op, backend, dtype][implementation] += count
+    if table:
+        terminalreporter.section("samples of ops, by what ran them")
+        for (op, backend, dtype), counts in sorted(table.items()):
+            said = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+            terminalreporter.write_line(f"{op} on {backend} in {dtype}: {said}")

@@ -1,5 +1,7 @@
 """Every op on every backend, by its kernels and by its definition, against the definition in float64."""
 
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,9 @@ from m2ml.equivalence.ops import (
     Implementation,
     check_gradient,
     check_laws,
+    check_layouts,
     check_second_derivative,
+    check_transformations,
     check_values,
     check_vmap,
     fault_is_caught,
@@ -43,19 +47,35 @@ def small(op, count=3):
     return [s for size, s in sorted(sizes, key=lambda pair: pair[0]) if size > 4][:count]
 
 
+@pytest.fixture
+def ran(record_property):
+    """Gives the function that notes what ran samples, for the table at the end of the run."""
+
+    def note(op, dtype, samples, on):
+        for implementation in on:
+            names = what_ran(op, samples, implementation.backend, dtype) if implementation.kernels else None
+            counts = Counter(names or ["definition"] * len(samples))
+            for known, count in counts.items():
+                record_property("ran", (op.name, implementation.backend, np.dtype(dtype).name, known, count))
+
+    return note
+
+
 @pytest.mark.parametrize("name", sorted(ops))
-def test_values(name):
-    on = implementations(ops[name], BACKENDS)
-    for sample in sampled(ops[name]):
+def test_values(name, ran):
+    on, samples = implementations(ops[name], BACKENDS), sampled(ops[name])
+    for sample in samples:
         check_values(ops[name], sample, np.float32, on)
+    ran(ops[name], np.float32, samples, on)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("name", sorted(ops))
-def test_values_in_half_precision(name, dtype):
-    on = implementations(ops[name], BACKENDS)
-    for sample in sampled(ops[name], 3, DTYPES.index(dtype)):
+def test_values_in_half_precision(name, dtype, ran):
+    on, samples = implementations(ops[name], BACKENDS), sampled(ops[name], 3, DTYPES.index(dtype))
+    for sample in samples:
         check_values(ops[name], sample, dtype, on)
+    ran(ops[name], dtype, samples, on)
 
 
 @pytest.mark.parametrize("name", sorted(ops))
@@ -83,6 +103,32 @@ def test_vmap(name):
 @pytest.mark.parametrize("name", sorted(ops))
 def test_second_derivatives(name):
     check_second_derivative(ops[name], small(ops[name])[-1], implementations(ops[name], BACKENDS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ops))
+def test_laws_and_gradients_on_every_sample(name):
+    on = implementations(ops[name], BACKENDS)
+    for sample in sampled(ops[name]):
+        check_gradient(ops[name], sample, np.float32, on)
+        for implementation in on:
+            check_laws(ops[name], sample, np.float32, implementation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ops))
+def test_derivatives_through_every_transformation(name):
+    check_transformations(ops[name], small(ops[name])[-1], implementations(ops[name], BACKENDS))
+
+
+def with_kernels_of_mlx():
+    return sorted(n for n in ops if any(one.kernels for one in implementations(ops[n], ["mlx"])))
+
+
+@pytest.mark.parametrize("name", with_kernels_of_mlx())
+def test_arrays_that_do_not_lie_row_after_row(name):
+    """On mlx, where a transposed array is a view; XLA hands a kernel none."""
+    check_layouts(ops[name], small(ops[name])[-1], [Implementation("mlx", True)])
 
 
 @pytest.mark.parametrize(("name", "fault"), [(n, f) for n in sorted(ops) for f in ops[n].faults])
