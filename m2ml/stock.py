@@ -89,9 +89,11 @@ def stock_functions() -> Iterator[None]:
     global _depth
     with _lock:
         _depth += 1
-        if _depth == 1:
-            _restore(find_replaced())
+        replaced = find_replaced() if _depth == 1 else []
+        _restore(replaced)
     try:
+        if replaced:
+            _say(report(replaced))
         yield
     finally:
         with _lock:
@@ -108,8 +110,6 @@ def _restore(replaced: list[Replaced]) -> None:
             for owner in _holders(one):
                 _put_back.append((owner, one.name, one.replacement))
                 setattr(owner, one.name, one.original)
-    if replaced:
-        _say(report(replaced))
 
 
 def _holders(one: Replaced) -> list[Any]:

@@ -101,6 +101,12 @@ def test_it_is_said_once_what_was_done(library):
     ]
 
 
+def test_where_warnings_are_errors_everything_is_as_it_was_afterwards(library):
+    with pytest.raises(UserWarning, match="another_library has put"):
+        m2ml.jit(use_gelu).program(1.0)
+    assert jax.nn.gelu is library.another_gelu
+
+
 @pytest.mark.filterwarnings("ignore:another_library has put:UserWarning")
 def test_what_was_imported_under_its_own_name_is_put_back_as_well(library, monkeypatch):
     monkeypatch.setitem(globals(), "gelu", library.another_gelu)

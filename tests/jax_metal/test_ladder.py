@@ -38,7 +38,7 @@ def chosen(machine, probe=None):
 def test_linux_is_refused_in_one_sentence_with_the_command():
     assert chosen(Machine("linux", "x86_64")) == (
         "an Apple GPU needs macOS on arm64; this is linux on x86_64; "
-        'on such a Mac, install a provider with: python -m pip install --upgrade "m2ml[metaljax]"'
+        'on such a Mac, install a provider with: python -m pip install --upgrade "m2ml[jax-mps]"'
     )
 
 
@@ -70,6 +70,7 @@ def test_without_a_provider_the_command_fits_the_machine():
     assert '"m2ml[jax-mps]"' in chosen(mac(macos="14.2"))
     assert '"m2ml[jax-graft]"' in chosen(mac(macos="26.4", jax="0.12.0.1"))
     assert 'python -m pip install --upgrade "m2ml[jax-metal]"' in chosen(mac(python="3.11.7", jax="0.5.0"))
+    assert 'python3.12 -m pip install --upgrade "m2ml[jax-mps]"' in chosen(mac(python="3.11.7", jax="0.10.2"))
     assert 'python3.12 -m pip install --upgrade "m2ml[jax-mps]"' in command(mac(python="3.11.7"), PROVIDERS["jax-mps"])
 
 

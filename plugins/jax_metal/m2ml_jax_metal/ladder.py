@@ -269,13 +269,14 @@ def _fits(provider: Provider, machine: Machine) -> bool:
 
 
 def advised(machine: Machine) -> Provider:
-    """The provider to install: one that takes the installed jax, else one that takes this Python, else jax-mps."""
+    """The provider to install on a Mac: one that takes the installed jax, else one for this Python, else jax-mps."""
+    if machine.system != "darwin":
+        return PROVIDERS["jax-mps"]
     fitting = [p for p in preferred() if _fits(p, machine)]
     have = machine.version("jax")
-    for provider in fitting:
-        if have and SpecifierSet(provider.jax).contains(have, prereleases=True):
-            return provider
-    return fitting[0] if fitting else PROVIDERS["jax-mps"]
+    taking = [p for p in fitting if have and SpecifierSet(p.jax).contains(have, prereleases=True)]
+    alive = [p for p in fitting if not p.jax_at_most]
+    return (*taking, *alive, PROVIDERS["jax-mps"])[0]
 
 
 def _advice(machine: Machine) -> str:
