@@ -12,6 +12,7 @@ import typer
 from m2ml.cli.console import Bar, make_console, plain_errors, progress
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
     from m2ml.cli.demo_report import Study
@@ -46,7 +47,7 @@ def command(
     Both models are written once, in Flax and Optax. Every backend starts from the same weights and sees the same
     batches. The reference (NumPy in float64) trains too, for the first steps, and then again with every result moved
     by its rounding error: how far that moves the loss is how far any backend may be from it. Writes loss.png and
-    report.json, and exits with 1 when a backend fails or disagrees.
+    report.json, asks SmolLM2-135M a question, and exits with 1 when a backend fails or disagrees.
     """
     with plain_errors():
         from m2ml.cli import demo_report
@@ -67,9 +68,35 @@ def command(
                 studies.append(_study(task, names, compared_steps, display))
         demo_report.show(studies, console)
         paths = demo_report.write(studies, out, seconds=time.perf_counter() - began)
+        _speak(console, [name for name in names if name != REFERENCE])
         typer.echo(f"wrote {' and '.join(map(str, paths))}; the demo took {time.perf_counter() - began:.0f} s")
     if not all(study.ok for study in studies):
         raise typer.Exit(1)
+
+
+QUESTION = "What is the capital of Japan? Answer in one sentence."
+
+
+def _speak(console: Console, names: Sequence[str]) -> None:
+    """A few words from a real language model, on each backend; a note where its package is out of reach."""
+    from m2ml.data import DataError, smollm2
+    from m2ml.data.errors import RegistryError
+    from m2ml.errors import M2mlError
+    from m2ml.generation import load
+    from m2ml.generation.conversation import Conversation
+
+    try:
+        path = smollm2()
+    except (DataError, RegistryError) as error:
+        console.print(f"note: no language model speaks ({error})")
+        return
+    console.print(f"SmolLM2-135M, quantised, is asked: {QUESTION}")
+    for name in names:
+        try:
+            answer = Conversation(load(path, backend=name)).ask(QUESTION, max_tokens=32)
+            console.print(f"{name:<9} {answer.text()}  [{answer.statistics}]")
+        except (M2mlError, RuntimeError) as error:
+            console.print(f"{name:<9} failed: {' '.join(str(error).split())}")
 
 
 def _names(asked: Sequence[str] | None) -> list[str]:

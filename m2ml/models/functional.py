@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +27,16 @@ class Functional:
 
     def apply(self, params: Params, *inputs: Any, method: str = "__call__", **kwargs: Any) -> Any:
         """The module with ``params``, called on the inputs; ``method`` names another of its methods."""
-        graph, state = nnx.split(nnx.eval_shape(lambda: self.make(nnx.Rngs(0))))
+        graph, abstract = self._abstract
+        state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy, which takes the parameters
         nnx.replace_by_pure_dict(state, params)
         return getattr(nnx.merge(graph, state), method)(*inputs, **kwargs)
+
+    @functools.cached_property
+    def _abstract(self) -> tuple[Any, Any]:
+        """The module's structure and its state without values; making a deep module takes longer than tracing it."""
+        split: tuple[Any, Any] = nnx.split(nnx.eval_shape(lambda: self.make(nnx.Rngs(0))))
+        return split
 
     def shapes(self) -> Params:
         """The parameters as `jax.ShapeDtypeStruct`, without computing any."""

@@ -54,7 +54,7 @@ def test_the_backend_example_is_a_backend(monkeypatch):
     from m2ml.plugins import Registry
 
     plugin = type(sys)("toy_plugin")
-    exec(EXAMPLES[2], plugin.__dict__)
+    exec(EXAMPLES[3], plugin.__dict__)
     registry = Registry(_discovered=True)
     registry.load("toy", plugin)
     backend = registry.get("toy")
