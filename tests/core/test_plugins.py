@@ -144,6 +144,23 @@ def test_an_engine_that_raises_keeps_its_reason():
     assert registry.available() == {}
 
 
+def test_notes_of_the_error_and_ways_to_run_are_kept():
+    def factory():
+        error = m2ml.BackendUnavailable("no device")
+        error.add_note("looked at the first bus")
+        error.add_note("looked at the second bus")
+        raise error
+
+    registry = Registry(_discovered=True)
+    ways = {"left": {"SIDE": "l"}, "right": {"SIDE": "r"}}
+    registry.register("two", factory, variants=lambda: ways)
+    registry.register("one", SimpleNamespace)
+    assert registry.reasons() == {"two": "backend 'two' does not run here: no device"}
+    assert registry.notes("two") == ("looked at the first bus", "looked at the second bus")
+    assert registry.notes("one") == registry.notes("other") == ()
+    assert (registry.variants("two"), registry.variants("one")) == (ways, {})
+
+
 def test_a_name_is_registered_once():
     registry = Registry()
     registry.register("one", lambda: None)
