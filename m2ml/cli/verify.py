@@ -10,7 +10,8 @@ import typer
 from m2ml.cli.console import plain_errors
 
 if TYPE_CHECKING:
-    from m2ml.cli.verification import Outcome, Report, Runner, Subject
+    from m2ml.cli.verification import Runner
+    from m2ml.cli.verify_report import Outcome, Report, Subject
 
 
 def command(
@@ -47,39 +48,39 @@ def command(
 
 def verify(asked: list[str], out: Path, quick: bool, benchmarks: Path, run: Runner) -> Report:
     """Run every step with ``run`` and write the report after each."""
-    from m2ml.cli import verification
+    from m2ml.cli import verification, verify_report
     from m2ml.plugins import registry
 
     for name in asked:
         registry.about(name) if name in registry.names() else registry.get(name)
-    report = verification.new_report()
+    report = verify_report.new_report()
     report.subjects = verification.find_subjects(asked, run)
     for subject in report.subjects:
         _verify(subject, report, out, quick, run)
     if report.subjects and not quick:
         for step in verification.benchmark_steps(benchmarks):
             report.benchmarks.append(_tell("benchmarks", verification.outcome_of(step, {}, run)))
-            verification.write(report, out)
+            verify_report.write(report, out)
     report.complete = True
     if report.subjects:
-        paths = verification.write(report, out)
+        paths = verify_report.write(report, out)
         typer.echo(f"wrote {' and '.join(map(str, paths))}")
     return report
 
 
 def _verify(subject: Subject, report: Report, out: Path, quick: bool, run: Runner) -> None:
-    from m2ml.cli import verification
+    from m2ml.cli import verification, verify_report
 
     if subject.reason:
         typer.echo(f"{subject.label}: not run: {subject.reason}")
-        subject.steps.append(verification.Outcome("start", "failed", said=subject.reason))
-        verification.write(report, out)
+        subject.steps.append(verify_report.Outcome("start", "failed", said=subject.reason))
+        verify_report.write(report, out)
         return
     out.mkdir(parents=True, exist_ok=True)
     for step in verification.steps_of(subject, out, quick):
         typer.echo(f"{subject.label}: {step.name} ...")
         subject.steps.append(_tell(subject.label, verification.outcome_of(step, subject.environment, run)))
-        verification.write(report, out)
+        verify_report.write(report, out)
 
 
 def _tell(label: str, outcome: Outcome) -> Outcome:

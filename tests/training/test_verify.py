@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from m2ml.cli import app, verification
-from m2ml.cli.verification import Outcome, Ran, Step, anonymous, outcome_of, run_command
+from m2ml.cli.verification import Ran, Step, outcome_of, run_command
 from m2ml.cli.verify import verify
+from m2ml.cli.verify_report import Outcome, anonymous, new_report
 from m2ml.plugins import registry
 
 MPS, METAL = "jax-mps 0.11.1", "metaljax 0.11.9"
@@ -205,7 +206,7 @@ def test_the_workflow_installs_extras_that_exist_and_names_backends():
 
 
 def test_the_hardware_and_the_versions_of_this_machine_are_known():
-    report = verification.new_report()
+    report = new_report()
     assert report.hardware["cores"] == os.cpu_count()
     assert report.versions["jax"]
     assert not report.ok, "a report of nothing has not passed"
