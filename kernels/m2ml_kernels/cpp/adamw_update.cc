@@ -30,20 +30,20 @@ M2ML_KERNEL(adamw_update) {
     for (int64_t k = first; k < last; ++k) {
       const Part& part = parts[k];
       const int64_t leaf = part.leaf;
-      const float* in[4];
-      float* out[3];
-      for (int j = 0; j < 4; ++j) in[j] = call.in(j * leaves + leaf).data<float>() + part.begin;
-      for (int j = 0; j < 3; ++j) out[j] = call.out(j * leaves + leaf).data<float>() + part.begin;
+      const auto in = [&](int j) { return call.in(j * leaves + leaf).data<float>() + part.begin; };
+      const auto out = [&](int j) { return call.out(j * leaves + leaf).data<float>() + part.begin; };
+      const float *gradients = in(0), *mus = in(1), *nus = in(2), *params = in(3);
+      float *to = out(0), *to_mu = out(1), *to_nu = out(2);
       const float fades = decays[leaf] ? decay : 0.0f;
-      each_vector(part.end - part.begin, [&](int64_t i, auto whole, int64_t n) {
-        const Floats g = load_at(in[0] + i, whole, n), p = load_at(in[3] + i, whole, n);
-        const Floats mu = rest1 * g + b1 * load_at(in[1] + i, whole, n);
-        const Floats nu = rest2 * (g * g) + b2 * load_at(in[2] + i, whole, n);
+      each_vector(part.end - part.begin, [=](int64_t i, auto whole, int64_t n) {
+        const Floats g = load_at(gradients + i, whole, n), p = load_at(params + i, whole, n);
+        const Floats mu = rest1 * g + b1 * load_at(mus + i, whole, n);
+        const Floats nu = rest2 * (g * g) + b2 * load_at(nus + i, whole, n);
         const Floats step = (mu / c1) / (square_root(nu / c2 + eps_root) + eps) + fades * p;
         const Floats update = -rate * step;
-        store_at(out[0] + i, apply ? p + update : update, whole, n);
-        store_at(out[1] + i, mu, whole, n);
-        store_at(out[2] + i, nu, whole, n);
+        store_at(to + i, apply ? p + update : update, whole, n);
+        store_at(to_mu + i, mu, whole, n);
+        store_at(to_nu + i, nu, whole, n);
       });
     }
   });

@@ -1,6 +1,6 @@
 // total = x + residual, y = total / sqrt(mean(total^2) + eps) * weight, over the last axis.
 //
-// Must move: two arrays in, two out; moves just that: a row of the total is read back from cache.
+// A row of the total is read back from cache. Must move: two arrays in, two out; moves just that.
 #include "norm.h"
 
 namespace m2ml {
@@ -9,19 +9,25 @@ template <class T, class W> void forward(const Call& call, float eps, const W* w
   const int64_t n = call.in(0).size(-1);
   const T *x = call.in(0).data<T>(), *residual = call.in(1).data<T>();
   T *y = call.out(0).data<T>(), *total = call.out(1).data<T>();
+  const int64_t bytes = 4 * call.in(0).count() * sizeof(T);
+  const bool past = y != x && total != residual && streams(y, n, bytes) && streams(total, n, bytes);
   each_rows(call, call.in(0).rows(-1), n, [&](int64_t begin, int64_t end) {
+    std::vector<T> scratch(past ? n : 0);
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t at = row * n;
-      const float squares = sum_of(n, [&](int64_t i, auto whole, int64_t count) {
-        store_at(total + at + i, load_at(x + at + i, whole, count) + load_at(residual + at + i, whole, count), whole, count);
-        const Floats value = load_at(total + at + i, whole, count);  // as the next layer sees it, rounded
+      const T *a = x + row * n, *b = residual + row * n;
+      T *to = y + row * n, *sums = total + row * n, *kept = past ? scratch.data() : sums;
+      const float squares = sum_of(n, [=](int64_t i, auto whole, int64_t count) {
+        store_at(kept + i, load_at(a + i, whole, count) + load_at(b + i, whole, count), whole, count);
+        const Floats value = load_at(kept + i, whole, count);  // as the next layer sees it, rounded
         return value * value;
       });
       const float scale = 1.0f / std::sqrt(squares / static_cast<float>(n) + eps);
-      each_vector(n, [&](int64_t i, auto whole, int64_t count) {
-        Floats value = load_at(total + at + i, whole, count) * scale;
+      each_vector(n, [=](int64_t i, auto whole, int64_t count) {
+        const Floats sum = load_at(kept + i, whole, count);
+        Floats value = sum * scale;
         if (weight) value *= load_at(weight + i, whole, count);
-        store_at(y + at + i, value, whole, count);
+        if (past) stream(sums + i, sum);
+        store_at(to + i, value, whole, count, past);
       });
     }
   });

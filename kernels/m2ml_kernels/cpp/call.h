@@ -63,8 +63,8 @@ class Call {
   template <class Work> void parallel(int64_t count, int64_t grain, const Work& work) const {
     if (count <= 0) return;
     grain = std::max<int64_t>(grain, 1);
-    const int64_t helpers = std::min(threads(), (count + grain - 1) / grain) - 1;
-    if (helpers <= 0) return work(int64_t{0}, count);
+    const int64_t helpers = count <= grain ? 0 : std::min(threads(), (count + grain - 1) / grain) - 1;
+    if (helpers <= 0) return work(int64_t{0}, count), publish();
     const int64_t part = std::max(grain, (count + 4 * (helpers + 1) - 1) / (4 * (helpers + 1)));
     auto shared = std::make_shared<Shared>();
     shared->parts = (count + part - 1) / part;
@@ -86,10 +86,18 @@ class Call {
     void help() {
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < parts;) {
         run(work, i, part, count);
+        publish();
         done.fetch_add(1, std::memory_order_release);
       }
     }
   };
+
+  // Stores that go past the cache (vector.h) may otherwise be seen after later ones.
+  static void publish() {
+#if defined(__x86_64__)
+    __builtin_ia32_sfence();
+#endif
+  }
 
   static void pause() {
 #if defined(__x86_64__)

@@ -9,8 +9,8 @@ namespace m2ml {
 struct Moments { float mean, inverse; };
 
 template <class T> Moments moments(const T* x, int64_t n, float eps) {
-  const float mean = sum_of(n, [&](int64_t i, auto whole, int64_t count) { return load_at(x + i, whole, count); }) / static_cast<float>(n);
-  const float squares = sum_of(n, [&](int64_t i, auto whole, int64_t count) {
+  const float mean = sum_of(n, [=](int64_t i, auto whole, int64_t count) { return load_at(x + i, whole, count); }) / static_cast<float>(n);
+  const float squares = sum_of(n, [=](int64_t i, auto whole, int64_t count) {
     Floats value = load_at(x + i, whole, count) - mean;
     if constexpr (!decltype(whole)::value)
       for (int64_t k = count; k < kLanes; ++k) value[k] = 0;
@@ -23,14 +23,17 @@ template <class T, class W> void forward(const Call& call, float eps, const W* w
   const int64_t n = call.in(0).size(-1);
   const T* x = call.in(0).data<T>();
   T* y = call.out(0).data<T>();
+  const bool past = streams(y, n, 2 * call.in(0).count() * sizeof(T));
   each_rows(call, call.in(0).rows(-1), n, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const Moments m = moments(x + row * n, n, eps);
-      each_vector(n, [&](int64_t i, auto whole, int64_t count) {
-        Floats value = (load_at(x + row * n + i, whole, count) - m.mean) * m.inverse;
+      const T* from = x + row * n;
+      T* to = y + row * n;
+      const Moments m = moments(from, n, eps);
+      each_vector(n, [=](int64_t i, auto whole, int64_t count) {
+        Floats value = (load_at(from + i, whole, count) - m.mean) * m.inverse;
         if (weight) value *= load_at(weight + i, whole, count);
         if (bias) value += load_at(bias + i, whole, count);
-        store_at(y + row * n + i, value, whole, count);
+        store_at(to + i, value, whole, count, past);
       });
     }
   });
@@ -41,22 +44,24 @@ template <class T, class W> void backward(const Call& call, float eps, const W* 
   const int64_t last = call.arguments() - 1, n = call.in(0).size(-1), rows = n ? call.in(0).rows(-1) : 0;
   const T *x = call.in(0).data<T>(), *dy = call.in(last).data<T>();
   T* dx = call.out(0).data<T>();
+  const bool past = streams(dx, n, 3 * call.in(0).count() * sizeof(T));
   RowSums sums(call, rows, n, 2);
   sums.run(call, rows, [&](int64_t begin, int64_t end, float* total) {
     for (int64_t row = begin; row < end; ++row) {
       const T *from = x + row * n, *given = dy + row * n;
+      T* to = dx + row * n;
       const Moments m = moments(from, n, eps);
-      const auto slope = [&](int64_t i, auto whole, int64_t count) {
+      const auto slope = [=](int64_t i, auto whole, int64_t count) {
         const Floats d = load_at(given + i, whole, count);
         return weight ? d * load_at(weight + i, whole, count) : d;
       };
       const float size = static_cast<float>(n), level = sum_of(n, slope) / size;
-      const float along = sum_of(n, [&](int64_t i, auto whole, int64_t count) {
+      const float along = sum_of(n, [=](int64_t i, auto whole, int64_t count) {
         return slope(i, whole, count) * ((load_at(from + i, whole, count) - m.mean) * m.inverse);
       }) / size;
-      each_vector(n, [&](int64_t i, auto whole, int64_t count) {
+      each_vector(n, [=](int64_t i, auto whole, int64_t count) {
         const Floats z = (load_at(from + i, whole, count) - m.mean) * m.inverse, d = load_at(given + i, whole, count);
-        store_at(dx + row * n + i, m.inverse * (slope(i, whole, count) - level - z * along), whole, count);
+        store_at(to + i, m.inverse * (slope(i, whole, count) - level - z * along), whole, count, past);
         store_at(total + i, load_at(total + i, whole, count) + d * z, whole, count);
         store_at(total + n + i, load_at(total + n + i, whole, count) + d, whole, count);
       });

@@ -14,7 +14,7 @@ template <class Term> float sum_of(int64_t n, const Term& term) {
   int64_t i = 0;
   for (; i + 4 * kLanes <= n; i += 4 * kLanes)
     for (int k = 0; k < 4; ++k) total[k] += term(i + k * kLanes, whole, int64_t{kLanes});
-  each_vector(n - i, [&](int64_t j, auto part, int64_t count) { total[0] += term(i + j, part, count); });
+  each_vector(n - i, [&, i](int64_t j, auto part, int64_t count) { total[0] += term(i + j, part, count); });
   return sum((total[0] + total[1]) + (total[2] + total[3]));
 }
 

@@ -6,7 +6,7 @@
 namespace m2ml {
 
 template <class T> float inverse_root(const T* x, int64_t n, float eps) {
-  const float squares = sum_of(n, [&](int64_t i, auto whole, int64_t count) {
+  const float squares = sum_of(n, [=](int64_t i, auto whole, int64_t count) {
     const Floats value = load_at(x + i, whole, count);
     return value * value;
   });
@@ -17,13 +17,16 @@ template <class T, class W> void forward(const Call& call, float eps, const W* w
   const int64_t n = call.in(0).size(-1);
   const T* x = call.in(0).data<T>();
   T* y = call.out(0).data<T>();
+  const bool past = streams(y, n, 2 * call.in(0).count() * sizeof(T));
   each_rows(call, call.in(0).rows(-1), n, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const float scale = inverse_root(x + row * n, n, eps);
-      each_vector(n, [&](int64_t i, auto whole, int64_t count) {
-        Floats value = load_at(x + row * n + i, whole, count) * scale;
+      const T* from = x + row * n;
+      T* to = y + row * n;
+      const float scale = inverse_root(from, n, eps);
+      each_vector(n, [=](int64_t i, auto whole, int64_t count) {
+        Floats value = load_at(from + i, whole, count) * scale;
         if (weight) value *= load_at(weight + i, whole, count);
-        store_at(y + row * n + i, value, whole, count);
+        store_at(to + i, value, whole, count, past);
       });
     }
   });
@@ -34,22 +37,24 @@ template <class T, class W> void backward(const Call& call, float eps, const W* 
   const int64_t last = call.arguments() - 1, n = call.in(0).size(-1), rows = n ? call.in(0).rows(-1) : 0;
   const T *x = call.in(0).data<T>(), *dy = call.in(last).data<T>();
   T* dx = call.out(0).data<T>();
+  const bool past = streams(dx, n, 3 * call.in(0).count() * sizeof(T));
   RowSums sums(call, rows, n, weight ? 1 : 0);
   sums.run(call, rows, [&](int64_t begin, int64_t end, float* total) {
     for (int64_t row = begin; row < end; ++row) {
       const T *from = x + row * n, *given = dy + row * n;
+      T* to = dx + row * n;
       const float r = inverse_root(from, n, eps);
-      const auto slope = [&](int64_t i, auto whole, int64_t count) {
+      const auto slope = [=](int64_t i, auto whole, int64_t count) {
         const Floats d = load_at(given + i, whole, count);
         return weight ? d * load_at(weight + i, whole, count) : d;
       };
-      const float along = sum_of(n, [&](int64_t i, auto whole, int64_t count) {
+      const float along = sum_of(n, [=](int64_t i, auto whole, int64_t count) {
         return slope(i, whole, count) * load_at(from + i, whole, count);
       });
       const float shrink = along / static_cast<float>(n) * r * r;
-      each_vector(n, [&](int64_t i, auto whole, int64_t count) {
+      each_vector(n, [=](int64_t i, auto whole, int64_t count) {
         const Floats value = load_at(from + i, whole, count);
-        store_at(dx + row * n + i, r * (slope(i, whole, count) - value * shrink), whole, count);
+        store_at(to + i, r * (slope(i, whole, count) - value * shrink), whole, count, past);
         if (weight) store_at(total + i, load_at(total + i, whole, count) + load_at(given + i, whole, count) * value * r, whole, count);
       });
     }

@@ -7,50 +7,58 @@
 
 namespace m2ml {
 
+// Cosines and sines of one token, times the magnitude. Of neighbours each stands twice, the first sine with a minus.
 struct Angles { const float *cosine, *sine; int64_t count; };
 
-template <class T> void rotate_halves(const T* x, T* y, const Angles& angles) {
-  each_vector(angles.count, [&](int64_t i, auto whole, int64_t n) {
+template <class T> void rotate_halves(const T* x, T* y, const Angles& angles, bool past) {
+  each_vector(angles.count, [=](int64_t i, auto whole, int64_t n) {
     const Floats a = load_at(x + i, whole, n), b = load_at(x + angles.count + i, whole, n);
     const Floats c = load_at(angles.cosine + i, whole, n), s = load_at(angles.sine + i, whole, n);
-    store_at(y + i, a * c - b * s, whole, n);
-    store_at(y + angles.count + i, b * c + a * s, whole, n);
+    store_at(y + i, a * c - b * s, whole, n, past);
+    store_at(y + angles.count + i, b * c + a * s, whole, n, past);
   });
 }
 
-template <class T> T from_float(float x) {
-  T value;
-  store_part(&value, splat(x), 1);
-  return value;
+inline Floats neighbours_exchanged(Floats x) {
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#else
+  return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+#endif
 }
 
-template <class T> void rotate_neighbours(const T* x, T* y, const Angles& angles) {
-  for (int64_t i = 0; i < angles.count; ++i) {
-    const float a = to_float(x[2 * i]), b = to_float(x[2 * i + 1]), c = angles.cosine[i], s = angles.sine[i];
-    y[2 * i] = from_float<T>(a * c - b * s), y[2 * i + 1] = from_float<T>(b * c + a * s);
-  }
+template <class T> void rotate_neighbours(const T* x, T* y, const Angles& angles, bool past) {
+  each_vector(2 * angles.count, [=](int64_t i, auto whole, int64_t n) {
+    const Floats a = load_at(x + i, whole, n), c = load_at(angles.cosine + i, whole, n), s = load_at(angles.sine + i, whole, n);
+    store_at(y + i, a * c + neighbours_exchanged(a) * s, whole, n, past);
+  });
 }
 
 template <class T> void rope(const Call& call, const float* positions, const float* frequencies, bool interleaved, float magnitude) {
   const Array input = call.in(0);
-  const int64_t dim = input.size(-1), heads = input.size(-2), count = call.in(2).count();
+  const int64_t dim = input.size(-1), heads = input.size(-2), count = call.in(2).count(), row = heads * dim;
   const T* x = input.data<T>();
   T* y = call.out(0).data<T>();
-  const int64_t row = heads * dim;
+  const bool past = 2 * count == dim && streams(y, interleaved ? dim : count, 2 * input.count() * sizeof(T));
   call.parallel(input.rows(-2), 1 + (int64_t{1} << 13) / std::max<int64_t>(row, 1), [&](int64_t begin, int64_t end) {
-    std::vector<float> table(2 * count);
-    const Angles angles{table.data(), table.data() + count, count};
+    std::vector<float> table(6 * count);
+    float *cosines = table.data(), *sines = cosines + count, *pairs = sines + count;
     for (int64_t token = begin; token < end; ++token) {
       each_vector(count, [&](int64_t i, auto whole, int64_t n) {
         Floats sine, cosine;
         sincos(load_at(frequencies + i, whole, n) * positions[token], sine, cosine);
-        store_at(table.data() + i, cosine * magnitude, whole, n);
-        store_at(table.data() + count + i, sine * magnitude, whole, n);
+        store_at(cosines + i, cosine * magnitude, whole, n);
+        store_at(sines + i, sine * magnitude, whole, n);
       });
-      for (int64_t h = 0; h < heads; ++h) {
-        const T* from = x + token * row + h * dim;
-        T* to = y + token * row + h * dim;
-        interleaved ? rotate_neighbours(from, to, angles) : rotate_halves(from, to, angles);
+      for (int64_t i = 0; interleaved && i < count; ++i) {
+        pairs[2 * i] = pairs[2 * i + 1] = cosines[i];
+        pairs[2 * (count + i)] = -sines[i], pairs[2 * (count + i) + 1] = sines[i];
+      }
+      const T* from = x + token * row;
+      T* to = y + token * row;
+      for (int64_t h = 0; h < heads; ++h, from += dim, to += dim) {
+        if (interleaved) rotate_neighbours(from, to, Angles{pairs, pairs + 2 * count, count}, past);
+        else rotate_halves(from, to, Angles{cosines, sines, count}, past);
         std::memcpy(to + 2 * count, from + 2 * count, (dim - 2 * count) * sizeof(T));
       }
     }

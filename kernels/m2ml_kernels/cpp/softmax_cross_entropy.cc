@@ -6,16 +6,20 @@
 
 namespace m2ml {
 
+// The largest of a row, in four running ones; -infinity where there is nothing but NaN.
+template <class T> float largest_of(const T* x, int64_t v) {
+  Floats top[4];
+  for (Floats& t : top) t = splat(-kInfinity);
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= v; i += 4 * kLanes)
+    for (int k = 0; k < 4; ++k) top[k] = maximum(load(x + i + k * kLanes), top[k]);
+  for (; i < v; i += kLanes) top[0] = maximum(v - i < kLanes ? load_part(x + i, v - i, -kInfinity) : load(x + i), top[0]);
+  return largest(maximum(maximum(top[0], top[1]), maximum(top[2], top[3])));
+}
+
 template <class T> float log_sum_exp(const T* x, int64_t v) {
-  Floats top = splat(-kInfinity);
-  each_vector(v, [&](int64_t i, auto whole, int64_t n) {
-    if constexpr (decltype(whole)::value) { const Floats value = load(x + i); top = value != value ? value : maximum(value, top); }
-    else for (int64_t k = 0; k < n; ++k) { const float value = to_float(x[i + k]); top[k] = value != value ? value : std::max(value, top[k]); }
-  });
-  float most = top[0];
-  for (int k = 1; k < kLanes; ++k) most = top[k] != top[k] ? top[k] : std::max(most, top[k]);
-  const float shift = std::isfinite(most) ? most : 0.0f;
-  const float total = sum_of(v, [&](int64_t i, auto whole, int64_t n) {
+  const float most = largest_of(x, v), shift = std::isfinite(most) ? most : 0.0f;
+  const float total = sum_of(v, [=](int64_t i, auto whole, int64_t n) {
     if constexpr (decltype(whole)::value) return exp(load(x + i) - shift);
     else return exp(load_part(x + i, n, -kInfinity) - shift);
   });
@@ -47,7 +51,7 @@ M2ML_KERNEL(softmax_cross_entropy) {
         const float lse = lses[row] = log_sum_exp(x, v);
         float expected = to_float(x[std::clamp<int64_t>(label, 0, v - 1)]);
         if (rules.smoothing != 0) {
-          const float mean = sum_of(v, [&](int64_t i, auto whole, int64_t n) { return load_at(x + i, whole, n); }) / static_cast<float>(v);
+          const float mean = sum_of(v, [=](int64_t i, auto whole, int64_t n) { return load_at(x + i, whole, n); }) / static_cast<float>(v);
           expected = (1 - rules.smoothing) * expected + rules.smoothing * mean;
         }
         const float loss = lse - expected + rules.z * lse * lse;
@@ -68,6 +72,7 @@ M2ML_KERNEL(softmax_cross_entropy_backward) {
     const int32_t* labels = call.in(1).data<int32_t>();
     const float *lses = call.in(2).data<float>(), *of_losses = call.in(3).data<float>(), *of_lses = call.in(4).data<float>();
     T* gradients = call.out(0).data<T>();
+    const bool past = streams(gradients, v, 2 * call.in(0).count() * sizeof(T));
     each_rows(call, call.in(1).count(), v, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const T* x = logits + row * v;
@@ -76,10 +81,11 @@ M2ML_KERNEL(softmax_cross_entropy_backward) {
         const bool counts = label >= 0 && label < v && label != rules.ignored;
         const float lse = lses[row], of_loss = counts ? of_losses[row] : 0.0f;
         const float of_lse = of_loss * (1 + 2 * rules.z * lse) + of_lses[row], even = of_loss * rules.smoothing / static_cast<float>(v);
-        each_vector(v, [&](int64_t i, auto whole, int64_t n) {
+        const float sharp = of_loss * (1 - rules.smoothing);
+        each_vector(v, [=](int64_t i, auto whole, int64_t n) {
           Floats gradient = exp(load_at(x + i, whole, n) - lse) * of_lse - even;
-          if (counts && label >= i && label < i + n) gradient[label - i] -= of_loss * (1 - rules.smoothing);
-          store_at(to + i, gradient, whole, n);
+          if (counts && label >= i && label < i + n) gradient[label - i] -= sharp;
+          store_at(to + i, gradient, whole, n, past);
         });
       }
     });

@@ -3,6 +3,8 @@
 // Storage is float32, float16 or bfloat16; arithmetic is float32, rounded to nearest even where it is stored.
 #pragma once
 
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -32,31 +34,80 @@ using float16 = _Float16;
 
 inline Floats splat(float x) { return Floats{} + x; }
 
-inline Floats load(const float* p) { Floats x; std::memcpy(&x, p, sizeof x); return x; }
-inline void store(float* p, Floats x) { std::memcpy(p, &x, sizeof x); }
-
-inline Floats load(const float16* p) {
-  Halves x; std::memcpy(&x, p, sizeof x);
-  return __builtin_convertvector(x, Floats);
+// A vector as it is stored, and back.
+inline Floats narrow(float, Floats x) { return x; }
+inline Halves narrow(float16, Floats x) {  // GCC converts halves one by one unless it is told
+#if defined(__AVX512F__)
+  return (Halves)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__F16C__)
+  return (Halves)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  return __builtin_convertvector(x, Halves);
+#endif
 }
-inline void store(float16* p, Floats x) {
-  const Halves y = __builtin_convertvector(x, Halves);
-  std::memcpy(p, &y, sizeof y);
-}
-
-inline Floats load(const bfloat16* p) {
-  Shorts x; std::memcpy(&x, p, sizeof x);
-  const Words wide = __builtin_convertvector(x, Words) << 16;
-  Floats y; std::memcpy(&y, &wide, sizeof y);
-  return y;
-}
-inline void store(bfloat16* p, Floats x) {
+inline Shorts narrow(bfloat16, Floats x) {
   Words bits; std::memcpy(&bits, &x, sizeof bits);
   const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const Words quiet = (bits >> 16) | 0x40u;
-  const Words nan = (Words)(x != x);
-  const Shorts y = __builtin_convertvector((rounded & ~nan) | (quiet & nan), Shorts);
+  return __builtin_convertvector(x != x ? quiet : rounded, Shorts);
+}
+
+inline Floats widen(Floats x) { return x; }
+inline Floats widen(Halves x) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_cvtph_ps((__m256i)x);
+#elif defined(__F16C__)
+  return (Floats)_mm256_cvtph_ps((__m128i)x);
+#else
+  return __builtin_convertvector(x, Floats);
+#endif
+}
+inline Floats widen(Shorts x) {
+  const Words wide = __builtin_convertvector(x, Words) << 16;
+  Floats y;
+  std::memcpy(&y, &wide, sizeof y);
+  return y;
+}
+
+template <class T> Floats load(const T* p) {
+  decltype(narrow(T{}, Floats{})) x;
+  std::memcpy(&x, p, sizeof x);
+  return widen(x);
+}
+template <class T> void store(T* p, Floats x) {
+  const auto y = narrow(T{}, x);
   std::memcpy(p, &y, sizeof y);
+}
+
+// A store past the cache: it does not first read the line that it overwrites. `p` is aligned to the vector.
+template <class T> void stream(T* p, Floats x) {
+  const auto y = narrow(T{}, x);
+#if defined(__AVX512F__)
+  if constexpr (sizeof y == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)y);
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof y == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)y);
+  if constexpr (sizeof y == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)y);
+#endif
+  std::memcpy(p, &y, sizeof y);
+}
+
+inline int64_t cache_size() {
+#if defined(M2ML_CACHE_SIZE)  // tests have none
+  return M2ML_CACHE_SIZE;
+#elif defined(_SC_LEVEL3_CACHE_SIZE)
+  static const int64_t found = std::max<int64_t>(sysconf(_SC_LEVEL3_CACHE_SIZE), 1 << 22);
+  return found;
+#else
+  return 1 << 25;
+#endif
+}
+
+// Whether rows of n elements are to be stored past the cache: where a kernel moves more bytes than it holds, what it
+// writes first is gone before anybody reads it.
+template <class T> bool streams(const T* to, int64_t n, int64_t bytes) {
+  const auto vector = sizeof(T) * kLanes;
+  return bytes > cache_size() && reinterpret_cast<uintptr_t>(to) % vector == 0 && n % kLanes == 0;
 }
 
 inline Floats square_root(Floats x) {
@@ -94,12 +145,15 @@ template <class T> void store_part(T* p, Floats x, int64_t n) {
 }
 
 inline float sum(Floats x) {
-  float total = 0;
-  for (int i = 0; i < kLanes; ++i) total += x[i];
-  return total;
+  typedef float Quarter __attribute__((vector_size(16)));
+  Quarter part[kLanes / 4], total{};
+  std::memcpy(part, &x, sizeof x);
+  for (int i = 0; i < kLanes / 4; i += 2) total += part[i] + part[i + 1];
+  return (total[0] + total[2]) + (total[1] + total[3]);
 }
 
-// Calls body(begin, n) for whole vectors and then for the rest: body(i, kLanes) ... body(i, n % kLanes).
+// Calls body(i, whole, n) for whole vectors and then for the rest: n is kLanes ... and then n % kLanes. A body captures
+// by value: what it reached by reference would be loaded anew after every store.
 template <class Body> void each_vector(int64_t n, const Body& body) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) body(i, std::integral_constant<bool, true>{}, int64_t{kLanes});
@@ -109,9 +163,10 @@ template <class T, bool kWhole> Floats load_at(const T* p, std::integral_constan
   if constexpr (kWhole) return load(p);
   else return load_part(p, n);
 }
-template <class T, bool kWhole> void store_at(T* p, Floats x, std::integral_constant<bool, kWhole>, int64_t n) {
-  if constexpr (kWhole) store(p, x);
-  else store_part(p, x, n);
+template <class T, bool kWhole> void store_at(T* p, Floats x, std::integral_constant<bool, kWhole>, int64_t n, bool past = false) {
+  if constexpr (!kWhole) store_part(p, x, n);
+  else if (past) stream(p, x);
+  else store(p, x);
 }
 
 // Calls body with a null pointer of the element type of `type`.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2ml import Kernel
+from m2ml.ops.activations import ACTIVATIONS
 from m2ml_cpu import attention
 from m2ml_cpu.ffi import handler, source_of
 
@@ -94,7 +95,8 @@ def layer_norm_backward_takes(args: Any, outputs: Any, cotangents: Any, **static
 
 def add_rms_norm(call: Function) -> Function:
     def forward(x: Any, residual: Any, weight: Any, *, eps: float) -> Any:
-        return tuple(call([like(x), like(x)], x, residual, *present(weight), eps=np.float32(eps)))
+        # In place: neither branch nor residual is of use to anybody once they are added.
+        return tuple(call([like(x), like(x)], x, residual, *present(weight), eps=np.float32(eps), aliases={0: 0, 1: 1}))
 
     return forward
 
@@ -109,6 +111,44 @@ def swiglu_backward(call: Function) -> Function:
         return tuple(given[i] for i in wrt)
 
     return backward
+
+
+def geglu(call: Function) -> Function:
+    return lambda gate, up, *, approximate: call(like(gate), gate, up, approximate=np.int64(approximate == "tanh"))
+
+
+def geglu_backward(call: Function) -> Function:
+    def backward(args: Any, outputs: Any, cotangents: Any, *, wrt: Sequence[int], static: Any) -> Any:
+        approximate = np.int64(dict(static)["approximate"] == "tanh")
+        given = call([like(x) for x in args], *args, *cotangents, approximate=approximate)
+        return tuple(given[i] for i in wrt)
+
+    return backward
+
+
+def batch_norm_act(call: Function) -> Function:
+    def forward(
+        x: Any,
+        mean: Any,
+        variance: Any,
+        weight: Any,
+        bias: Any,
+        *,
+        train: bool,
+        momentum: float,
+        eps: float,
+        activation: str,
+    ) -> Any:
+        channels = x.shape[-1:]
+        given = mean, variance, jnp.ones(channels) if weight is None else weight
+        arrays = [jnp.asarray(a, jnp.float32) for a in (*given, jnp.zeros(channels) if bias is None else bias)]
+        numbers = {"momentum": momentum, "rest": 1 - momentum, "eps": eps}
+        integers = {"train": train, "activation": list(ACTIVATIONS).index(activation)}
+        attributes = {k: np.float32(v) for k, v in numbers.items()} | {k: np.int64(v) for k, v in integers.items()}
+        y, new_mean, new_variance = call([like(x), like(arrays[0]), like(arrays[1])], x, *arrays, **attributes)
+        return y, new_mean.astype(mean.dtype), new_variance.astype(variance.dtype)
+
+    return forward
 
 
 def rope(call: Function) -> Function:
@@ -138,7 +178,8 @@ def softmax_cross_entropy_backward(call: Function) -> Function:
         logits, labels = args
         of_lse = cotangents[1] if len(cotangents) > 1 else jnp.zeros_like(cotangents[0])
         arrays = logits, labels.astype(np.int32), outputs[1], cotangents[0], of_lse
-        return (call(like(logits), *arrays, **loss_attributes(**dict(static))),)
+        # In place: once their gradient is there nobody needs the logits.
+        return (call(like(logits), *arrays, aliases={0: 0}, **loss_attributes(**dict(static))),)
 
     return backward
 
@@ -184,14 +225,17 @@ def quantized_matmul(call: Function) -> Function:
 
 
 def quantized_matmul_takes(x: Any, w: Any, **static: Any) -> str:
-    if w.mode != "affine" or w.bits not in (2, 4, 8):
-        return f"it takes affine codes of 2, 4 and 8 bits, not {w.mode} of {w.bits}"
+    if w.mode != "affine":
+        return f"it takes affine codes, not {w.mode}"
     return "" if x.shape[-1] else "n is 0"
 
 
 KERNELS = (
     cpp("quantized_matmul", quantized_matmul, accepts=quantized_matmul_takes),
     cpp("adamw_update", adamw_update, accepts=all_leaves_float32, dtypes=("float32",)),
+    cpp("batch_norm_act", batch_norm_act),
+    cpp("geglu", geglu, accepts=one_dtype),
+    cpp("geglu_backward", geglu_backward, accepts=first_gradients(2)),
     cpp("rms_norm", rms_norm),
     cpp("rms_norm_backward", rms_norm_backward, accepts=first_gradients(1)),
     cpp("layer_norm", layer_norm, accepts=layer_norm_takes),

@@ -1,0 +1,119 @@
+// y = activation((x - m) / sqrt(v + eps) * weight + bias) per channel, the last axis; m and v of the batch or given.
+//
+// In training the statistics of blocks of rows are merged (Chan, Golub and LeVeque, 1983), so that x is read twice and
+// not three times. Must move: x once (twice in training), y once; moves just that.
+#include <vector>
+
+#include "functions.h"
+#include "norm.h"
+
+namespace m2ml {
+
+// Per channel: how many rows, their mean, and the sum of the squares of what lies beside it.
+struct Moments {
+  float count = 0;
+  std::vector<float> mean, squares;
+  explicit Moments(int64_t channels) : mean(channels), squares(channels) {}
+
+  void merge(float rows, const float* other_mean, const float* other_squares) {
+    const float all = count + rows, share = rows / all, both = count * share;
+    float *means = mean.data(), *sums = squares.data();
+    each_vector(static_cast<int64_t>(mean.size()), [=](int64_t i, auto whole, int64_t n) {
+      const Floats apart = load_at(other_mean + i, whole, n) - load_at(means + i, whole, n);
+      store_at(means + i, load_at(means + i, whole, n) + apart * share, whole, n);
+      store_at(sums + i, load_at(sums + i, whole, n) + load_at(other_squares + i, whole, n) + apart * apart * both, whole, n);
+    });
+    count = all;
+  }
+};
+
+// total += the rows [begin, end) of x.
+template <class T> void add_rows(const T* x, int64_t begin, int64_t end, int64_t channels, Moments& total) {
+  const int64_t block = std::clamp<int64_t>((int64_t{1} << 15) / channels, 1, 64);
+  std::vector<float> scratch(2 * channels);
+  float *mean = scratch.data(), *squares = mean + channels;
+  for (int64_t start = begin; start < end; start += block) {
+    const int64_t rows = std::min(block, end - start);
+    const T* from = x + start * channels;
+    each_vector(channels, [=](int64_t i, auto whole, int64_t n) {
+      // About a value of the block's own, so that no more than it has rows is lost to cancellation.
+      const Floats one = load_at(from + i, whole, n);
+      Floats sum = splat(0), beside = splat(0);
+      for (int64_t r = 1; r < rows; ++r) {
+        const Floats apart = load_at(from + r * channels + i, whole, n) - one;
+        sum += apart, beside += apart * apart;
+      }
+      const Floats share = sum / static_cast<float>(rows);
+      store_at(mean + i, one + share, whole, n), store_at(squares + i, maximum(splat(0), beside - sum * share), whole, n);
+    });
+    total.merge(static_cast<float>(rows), mean, squares);
+  }
+}
+
+template <class T> Moments moments(const Call& call, const T* x, int64_t rows, int64_t channels) {
+  const int64_t parts = std::clamp<int64_t>(rows * channels >> 14, 1, 4 * call.threads()), part = (rows + parts - 1) / parts;
+  std::vector<Moments> found(parts, Moments(channels));
+  call.parallel(parts, 1, [&](int64_t first, int64_t last) {
+    for (int64_t p = first; p < last; ++p) add_rows(x, std::min(rows, p * part), std::min(rows, (p + 1) * part), channels, found[p]);
+  });
+  for (int64_t p = 1; p < parts; ++p)
+    if (found[p].count > 0) found[0].merge(found[p].count, found[p].mean.data(), found[p].squares.data());
+  return found[0];
+}
+
+// Calls body(activate) with the activation that is number `which` of m2ml.ops.activations.
+template <class Body> void with_activation(int64_t which, const Body& body) {
+  const auto relu = [](Floats x) { return where(x <= splat(0), splat(0), x); };
+  switch (which) {
+    case 0: return body([](Floats x) { return x; });
+    case 1: return body(relu);
+    case 2: return body([=](Floats x) { return where(x >= splat(6), splat(6), relu(x)); });
+    case 3: return body([](Floats x) { return x * sigmoid(x); });
+    case 4: return body([](Floats x) { return 0.5f * x * erfc(x * -0.70710678f); });
+    case 5: return body([](Floats x) { return x * sigmoid(x * (1.5957691f + 0.071354814f * (x * x))); });
+  }
+  throw std::invalid_argument("batch_norm_act: an activation that the kernel does not take");
+}
+
+}  // namespace m2ml
+
+// in: x[*b c], mean, variance, weight, bias [c] in float32; out: y[*b c], mean, variance; static: train, momentum, eps,
+// activation.
+M2ML_KERNEL(batch_norm_act) {
+  using namespace m2ml;
+  const int64_t channels = call.in(0).size(-1), rows = channels ? call.in(0).rows(-1) : 0;
+  const float *mean = call.in(1).data<float>(), *variance = call.in(2).data<float>();
+  const float *weight = call.in(3).data<float>(), *bias = call.in(4).data<float>();
+  float *new_mean = call.out(1).data<float>(), *new_variance = call.out(2).data<float>();
+  const float eps = call.number("eps"), by = call.number("momentum"), rest = call.number("rest");
+  std::vector<float> level(mean, mean + channels), scale(variance, variance + channels);
+  std::copy_n(mean, channels, new_mean), std::copy_n(variance, channels, new_variance);
+  with_type(call.in(0).type(), [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    const T* x = call.in(0).data<T>();
+    T* y = call.out(0).data<T>();
+    if (call.integer("train")) {
+      const Moments batch = moments(call, x, rows, channels);
+      for (int64_t c = 0; c < channels; ++c) {
+        level[c] = batch.mean[c], scale[c] = batch.squares[c] / batch.count;
+        new_mean[c] = rest * mean[c] + by * level[c];
+        new_variance[c] = rest * variance[c] + by * (batch.squares[c] / (batch.count - 1));
+      }
+    }
+    for (int64_t c = 0; c < channels; ++c) scale[c] = 1.0f / std::sqrt(scale[c] + eps) * weight[c];
+    const float *means = level.data(), *scales = scale.data();
+    const bool past = streams(y, channels, 2 * call.in(0).count() * sizeof(T));
+    with_activation(call.integer("activation"), [&](auto activate) {
+      each_rows(call, rows, channels, [=](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          const T* from = x + row * channels;
+          T* to = y + row * channels;
+          each_vector(channels, [=](int64_t i, auto whole, int64_t n) {
+            const Floats normal = (load_at(from + i, whole, n) - load_at(means + i, whole, n)) * load_at(scales + i, whole, n);
+            store_at(to + i, activate(normal + load_at(bias + i, whole, n)), whole, n, past);
+          });
+        }
+      });
+    });
+  });
+}

@@ -1,0 +1,40 @@
+// y = gelu(gate) * up, element by element: see gated.h for the memory it moves.
+//
+// gelu(x) = x P(x) with the normal distribution function P, or, where `approximate` is 1, x sigmoid(2 u) with
+// u = sqrt(2 / pi) (x + 0.044715 x^3).
+#include "gated.h"
+
+namespace m2ml {
+
+// P(x) and its derivative.
+inline Activated normal(Floats x) {
+  Floats density = exp(x * x * -0.5f) * 0.39894228f;
+  return {0.5f * erfc(x * -0.70710678f), density};
+}
+
+// sigmoid(2 u) and the derivative of 2 u.
+inline Activated bent(Floats x) {
+  const Floats square = x * x;
+  return {sigmoid(x * (1.5957691f + 0.071354814f * square)), 1.5957691f + 0.21406444f * square};
+}
+
+}  // namespace m2ml
+
+M2ML_KERNEL(geglu) {
+  using namespace m2ml;
+  if (call.integer("approximate")) return gate_forward(call, [](Floats x) { return x * bent(x).value; });
+  gate_forward(call, [](Floats x) { return 0.5f * x * erfc(x * -0.70710678f); });
+}
+
+M2ML_KERNEL(geglu_backward) {
+  using namespace m2ml;
+  if (call.integer("approximate"))
+    return gate_backward(call, [](Floats x) {
+      const Activated s = bent(x);
+      return Activated{x * s.value, s.value * (1.0f + x * (1.0f - s.value) * s.slope)};
+    });
+  gate_backward(call, [](Floats x) {
+    const Activated p = normal(x);
+    return Activated{x * p.value, p.value + x * p.slope};
+  });
+}

@@ -1,0 +1,73 @@
+"""What the ops' samples do not reach in the C++ kernels: stores past the cache, and results in place of arguments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from m2ml_cpu import kernels
+from m2ml_cpu.ffi import handler
+
+import m2ml
+from m2ml import ops
+
+
+def rows(seed, dtype, shape=(37, 64)):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+CALLS = {
+    "add_rms_norm": (
+        ops.add_rms_norm,
+        kernels.add_rms_norm,
+        {"eps": 1e-6},
+        lambda dtype: (rows(0, dtype), rows(1, dtype), None),
+    ),
+    "geglu": (ops.geglu, kernels.geglu, {"approximate": "tanh"}, lambda dtype: (rows(0, dtype), rows(1, dtype))),
+    "batch_norm_act": (
+        ops.batch_norm_act,
+        kernels.batch_norm_act,
+        {"train": True, "momentum": 0.1, "eps": 1e-5, "activation": "silu"},
+        lambda dtype: (rows(0, dtype), jnp.zeros(64), jnp.ones(64), None, None),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CALLS)
+def test_stores_past_the_cache_are_the_same(tmp_path, name, dtype):
+    """Where nothing fits the cache, as arrays of hundreds of megabytes do not."""
+    op, make, static, arguments = CALLS[name]
+    source = tmp_path / f"past_the_cache_{name}_{dtype}.cc"
+    source.write_text(f'#define M2ML_CACHE_SIZE 0\n#include "{name}.cc"\n')
+    streaming = make(handler(source, name))
+    usual = m2ml.jit(lambda *args: op(*args, **static), backend="cpu")
+    assert f"kernel cpp/{name}" in str(usual.explain(*arguments(dtype)))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.jit(lambda *args: streaming(*args, **static))(*arguments(dtype)),
+        usual(*arguments(dtype)),
+    )
+
+
+def test_arguments_that_live_on_are_not_overwritten():
+    """`add_rms_norm` may write its results where its arguments were, the gradient of a loss where the logits were."""
+    x, residual, labels = rows(0, "float32"), rows(1, "float32"), jnp.arange(37)
+
+    @m2ml.jit
+    def both(x, residual, labels):
+        normed, total = ops.add_rms_norm(2 * x, 3 * residual)
+        logits = normed * 2
+        gradient = jax.grad(lambda logits: ops.softmax_cross_entropy(logits, labels).sum())(logits)
+        return normed, total, 2 * x, 3 * residual, logits, gradient
+
+    def exact(x, residual):
+        total = 2 * x + 3 * residual
+        normed = total / np.sqrt(np.mean(total**2, -1, keepdims=True) + 1e-6)
+        shares = np.exp(2 * normed) / np.exp(2 * normed).sum(-1, keepdims=True)
+        return normed, total, 2 * x, 3 * residual, 2 * normed, shares - np.eye(64)[:37]
+
+    wanted = exact(np.asarray(x, float), np.asarray(residual, float))
+    for got, expected in zip(both(x, residual, labels), wanted, strict=True):
+        np.testing.assert_allclose(
+            got, expected, rtol=16 * np.finfo(np.float32).eps, atol=16 * np.finfo(np.float32).eps
+        )
