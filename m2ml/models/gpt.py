@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from m2ml import ops
-from m2ml.models.layers import LayerNorm, dropout, gelu, modules, split
+from m2ml.models.layers import LayerNorm, dropout, gelu, modules, over_rows, split
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class Attention(nnx.Module):
     def __call__(self, x: jax.Array, /, *, key: jax.Array | None = None) -> jax.Array:
         config = self.config
         batch, length, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, length, 3, config.heads, config.head_dim)
-        query, keys, values = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        each = jnp.split(over_rows(self.qkv, x), 3, axis=-1)
+        query, keys, values = (part.reshape(batch, length, config.heads, config.head_dim) for part in each)
         if key is None or config.dropout == 0:
             mixed = ops.attention(query, keys, values, causal=True)
         else:
             mixed = _attention_with_dropout(query, keys, values, rate=config.dropout, key=key)
-        return self.out(mixed.reshape(batch, length, config.embed_dim))
+        return over_rows(self.out, mixed.reshape(batch, length, config.embed_dim))
 
 
 def _attention_with_dropout(
@@ -112,7 +112,8 @@ class Block(nnx.Module):
         weights_key, attention_key, mlp_key = split(key, 3)
         mixed = self.attention(self.attention_norm(x), key=weights_key)
         x = x + dropout(mixed, rate=rate, key=attention_key)
-        return x + dropout(self.down(gelu(self.up(self.mlp_norm(x)))), rate=rate, key=mlp_key)
+        mixed = over_rows(lambda rows: self.down(gelu(self.up(rows))), self.mlp_norm(x))
+        return x + dropout(mixed, rate=rate, key=mlp_key)
 
 
 class GPT(nnx.Module):
@@ -150,5 +151,5 @@ class GPT(nnx.Module):
         for block, block_key in zip(self.blocks, keys, strict=True):
             x = block(x, key=block_key)
         x = self.norm(x)
-        logits = self.tokens.attend(x) if self.head is None else self.head(x)
+        logits = over_rows(self.tokens.attend if self.head is None else self.head, x)
         return logits.astype(jnp.float32)
