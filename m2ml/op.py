@@ -68,8 +68,9 @@ class Sample:
 class Op:
     """A named, differentiable, vmappable function of arrays.
 
-    ``samples()`` are its own test inputs, ``laws`` facts that never look at the body, ``faults`` wrong versions
-    that the suite must catch, ``cost(*avals, **static)`` its flops and the bytes it cannot avoid to move.
+    ``samples()`` are its own test inputs, ``main()`` inputs of the sizes that its speed matters at, ``laws`` facts
+    that never look at the body, ``faults`` wrong versions that the suite must catch, ``cost(*avals, **static)`` its
+    flops and the bytes it cannot avoid to move.
     """
 
     def __init__(self, definition: Function, shapes: str, name: str = "") -> None:
@@ -83,6 +84,7 @@ class Op:
         if len(kinds) != len(self.array_names) + len(self.static_names):
             raise TypeError(f"op {self.name}: arrays are positional-only and static arguments keyword-only")
         self.samples: Callable[[], Iterable[Sample]] = tuple
+        self.main: Callable[[], Iterable[Sample]] = tuple
         self.laws: list[Function] = []
         self.faults: list[Function] = []
         self.cost: Callable[..., tuple[int, int]] | None = None
@@ -129,6 +131,11 @@ class Op:
     def give_samples(self, function: Callable[[], Iterable[Sample]]) -> Callable[[], Iterable[Sample]]:
         """Decorator: the op's own test inputs."""
         self.samples = function
+        return function
+
+    def give_main(self, function: Callable[[], Iterable[Sample]]) -> Callable[[], Iterable[Sample]]:
+        """Decorator: inputs of the sizes that the op's speed matters at, on which kernels' costs are counted."""
+        self.main = function
         return function
 
     def law(self, function: Function) -> Function:

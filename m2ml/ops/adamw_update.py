@@ -208,6 +208,14 @@ def one_worked_number(op: Any, *args: Any, **static: Any) -> None:
     np.testing.assert_allclose(np.concatenate(found), [-0.5 * (4 / (8**0.5 + 1) + 1), 3, 6], rtol=1e-6)
 
 
+@adamw_update.give_main
+def main_sizes() -> Iterator[Sample]:
+    leaves = [[normal((256, 512), i)] for i in range(3)]
+    squares = [np.square(normal((256, 512), 3))]
+    count, rate = np.int32(3), np.float32(1e-3)
+    yield Sample("a leaf of 256 x 512", (*leaves[:2], squares, leaves[2], count, rate), {"weight_decay": 0.1})
+
+
 def _cost(gradients: Any, mu: Any, nu: Any, params: Any, *rest: Any, **static: Any) -> tuple[int, int]:
     sizes = [[x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)] for tree in (gradients, mu, nu, params)]
     return 15 * sum(x.size for x in jax.tree.leaves(params)), sum(sizes[0]) + 2 * sum(map(sum, sizes[1:]))

@@ -64,6 +64,12 @@ def one_worked_number(op: Any, *args: Any, **static: Any) -> None:
     np.testing.assert_array_equal(total, [3.0, 4.0])
 
 
+@add_rms_norm.give_main
+def main_sizes() -> Iterator[Sample]:
+    for n in (1024, 4096):
+        yield Sample(f"64 rows of {n}", (normal((64, n)), normal((64, n), 1), normal((n,), 2)))
+
+
 add_rms_norm.give_cost(lambda x, residual, weight=None, **static: (5 * x.size, 4 * x.size * x.dtype.itemsize))
 
 

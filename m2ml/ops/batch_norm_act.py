@@ -116,6 +116,13 @@ def worked_numbers(op: Any, *args: Any, **static: Any) -> None:
     np.testing.assert_allclose(np.concatenate([y[:, 0], mean, variance]), [6, 6, -1, 1], rtol=1e-6)
 
 
+@batch_norm_act.give_main
+def main_sizes() -> Iterator[Sample]:
+    numbers = [normal((256,), i) for i in range(4)]
+    arrays = (normal((4, 16, 16, 256)), numbers[0], np.square(numbers[1]) + np.float32(0.5), *numbers[2:])
+    yield Sample("inference on 4 x 16 x 16 x 256", arrays, {"train": False, "activation": "relu"})
+
+
 batch_norm_act.give_cost(
     lambda x, *arrays, train, **static: (10 * x.size, (3 if train else 2) * x.size * x.dtype.itemsize)
 )

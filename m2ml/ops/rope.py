@@ -118,6 +118,12 @@ def worked_numbers(op: Any, *args: Any, **static: Any) -> None:
     np.testing.assert_allclose(op(x, 2 * one, quarter, magnitude=2.0)[0, 0], [-2, -4, -6, -8, 5, 6], atol=1e-5)
 
 
+@rope.give_main
+def main_sizes() -> Iterator[Sample]:
+    positions, inverse = np.arange(128, dtype=np.int32), rope_frequencies(128).inverse
+    yield Sample("128 tokens, 16 heads of 128", (normal((128, 16, 128)), positions, inverse))
+
+
 rope.give_cost(
     lambda x, positions, inverse_frequencies, **static: (3 * x.size, 2 * x.size * x.dtype.itemsize + 4 * positions.size)
 )

@@ -169,6 +169,11 @@ def one_worked_number(op: Any, *args: Any, **static: Any) -> None:
     np.testing.assert_allclose([loss, lse], [[wanted], [np.log(8)]], rtol=1e-6)
 
 
+@softmax_cross_entropy.give_main
+def main_sizes() -> Iterator[Sample]:
+    yield Sample("8 tokens, 32000 entries", (normal((8, 32000)), labels_of((8,), 32000)))
+
+
 @softmax_cross_entropy.give_cost
 def cost(logits: Any, labels: Any, **static: Any) -> tuple[int, int]:
     """An exponential, a subtraction, a sum and a maximum per logit; logits are read once."""

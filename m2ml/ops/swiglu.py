@@ -12,7 +12,7 @@ import numpy as np
 from m2ml.op import Sample, op
 from m2ml.ops.activations import silu
 from m2ml.ops.arguments import require_floating, wide
-from m2ml.ops.inputs import gated_rows
+from m2ml.ops.inputs import gated_rows, normal
 
 Array = jax.Array
 
@@ -52,6 +52,11 @@ def gates_of_both_signs_differ_by_the_gate(op: Any, gate: Any, up: Any, **static
 def one_worked_number(op: Any, *args: Any, **static: Any) -> None:
     y = op(np.array([0.0, np.log(3.0), 100.0], np.float32), np.array([5.0, 2.0, 3.0], np.float32))
     np.testing.assert_allclose(y, [0.0, 1.5 * np.log(3.0), 300.0], rtol=1e-6)
+
+
+@swiglu.give_main
+def main_sizes() -> Iterator[Sample]:
+    yield Sample("64 rows of 4096", (normal((64, 4096)), normal((64, 4096), 1)))
 
 
 swiglu.give_cost(lambda gate, up, **static: (5 * gate.size, 3 * gate.size * gate.dtype.itemsize))

@@ -1,10 +1,11 @@
 // y = activation((x - mean) / sqrt(variance + eps) * weight + bias), per channel, channels last: inference.
 //
-// Four elements a thread. Must move: one array in, one out; moves that; the channels' numbers stay in the cache.
+// Four elements a thread, a simdgroup's side by side. Must move: one array in, one out; moves that; the channels'
+// numbers stay in the cache.
 // ACTIVATION numbers none, relu, relu6, silu, gelu_tanh.
-const uint channels = mean_shape[0];
-const uint first = 4 * thread_position_in_grid.x;
-for (uint i = first; i < min(first + 4, uint(count)); ++i) {
+const uint channels = mean_shape[0], step = threads_per_threadgroup.x;
+uint i = 4 * threadgroup_position_in_grid.x * dispatch_threads_per_threadgroup.x + thread_position_in_threadgroup.x;
+for (uint k = 0; k < 4 && i < uint(count); ++k, i += step) {
   const uint c = i % channels;
   float v = (float(x[i]) - float(mean[c])) * metal::precise::rsqrt(float(variance[c]) + eps);
   if (WEIGHTED) v *= float(weight[c]);

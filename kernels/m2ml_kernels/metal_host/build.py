@@ -30,12 +30,14 @@ _SHADOWED = {"bf16_math.h"}
 
 @dataclass(frozen=True)
 class Variant:
-    """How a kernel is compiled: with a sanitizer, with fast math's allowed error (a seed), with contracted products."""
+    """How a kernel is compiled: with a sanitizer, with fast math's allowed error (a seed), with contracted products, or
+    so that a launch counts what it does."""
 
     sanitizer: Sanitizer = ""
     noise: int | None = None
     contract: bool = False
     safe_math: bool = False
+    counted: bool = False
 
     def flags(self) -> list[str]:
         out = [f"-ffp-contract={'fast' if self.contract else 'off'}"]
@@ -45,6 +47,9 @@ class Variant:
             out.append(f"-DM2_NOISE={self.noise}u")
         if self.safe_math:
             out.append("-DM2_SAFE_MATH")
+        if self.counted:  # the calls that a sanitizer and coverage need, without their libraries: shim/m2/counted.h
+            out += ["-DM2_COUNTED", "-fsanitize=thread", "-fsanitize-coverage=trace-pc"]
+            out += ["-fno-exceptions", *_plain_libraries()]
         if self.sanitizer == "address":
             out += ["-fsanitize=address", "-fno-omit-frame-pointer"]
         if self.sanitizer == "thread":
@@ -161,6 +166,15 @@ def runtime_program(sanitizer: Sanitizer) -> Path:
 
 
 _THREADS = ("-pthread", *(("-ldl",) if sys.platform == "linux" else ()))
+
+
+def _plain_libraries() -> list[str]:
+    """In place of what a compiler links for a sanitizer; clang links nothing to a shared object but on a Mac."""
+    if sys.platform == "darwin":
+        return ["-nodefaultlibs", "-lSystem"]
+    if find_compiler().kind != "gcc":
+        return []
+    return ["-nodefaultlibs", "-Wl,--no-as-needed", "-lm", "-lc", "-lgcc_s", "-Wl,--as-needed"]
 
 
 @functools.cache

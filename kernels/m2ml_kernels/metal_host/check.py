@@ -18,8 +18,8 @@ from m2ml_kernels.metal_host.lint import LinterMissing, lint
 
 # What a correct kernel's result may depend on within its error bound: each is one launch.
 VARIANTS: dict[str, tuple[Variant, Schedule]] = {
-    "fast math off by what Metal allows": (Variant(noise=1), IN_ORDER),
-    "fast math off the other way": (Variant(noise=2), IN_ORDER),
+    "functions off by what Metal allows": (Variant(noise=1), IN_ORDER),
+    "functions off the other way": (Variant(noise=2), IN_ORDER),
     "products contracted into sums": (Variant(contract=True), IN_ORDER),
     "denormals flushed": (PLAIN, Schedule(flush_denormals=True)),
     "reductions in another order": (PLAIN, Schedule("random", seed=1, shuffle_reductions=True)),
@@ -28,7 +28,10 @@ VARIANTS: dict[str, tuple[Variant, Schedule]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel with arguments. ``expected`` and ``bound`` give outputs by index and how far off each may be."""
+    """A kernel with arguments. ``expected`` and ``bound`` give outputs by index and how far off each may be.
+
+    ``read_back`` are the outputs among the arrays that are given; ``safe_math`` is how its functions are compiled.
+    """
 
     source: Source
     kernel: str
@@ -40,9 +43,12 @@ class Case:
     memory: Mapping[int, int] | None = None
     expected: Mapping[int, np.ndarray] | None = None
     bound: Mapping[int, np.ndarray] | None = None
+    read_back: Sequence[int] = ()
+    safe_math: bool = False
     seconds: float = 60.0
 
     def run(self, variant: Variant = PLAIN, schedule: Schedule = IN_ORDER) -> Result:
+        variant = replace(variant, safe_math=self.safe_math)
         kernel = compile_kernel(
             self.source, self.kernel, template=self.template, constants=self.constants, variant=variant
         )
@@ -52,6 +58,7 @@ class Case:
             grid=self.grid,
             threadgroup=self.threadgroup,
             memory=self.memory,
+            read_back=self.read_back,
             schedule=schedule,
             seconds=self.seconds,
         )
@@ -73,10 +80,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found, step by step."""
+    """What a check found, step by step; ``texts`` are the sources by the name that findings give their files."""
 
-    kernel: str
-    source: Source
+    title: str
+    texts: Mapping[str, str]
     steps: tuple[Step, ...]
 
     @property
@@ -86,12 +93,12 @@ class Report:
     @property
     def text(self) -> str:
         """The report to read: a line for each step, and each finding with its line of the source."""
-        lines = [f"{self.kernel} in {self.source.file}"]
+        lines = [self.title]
         for step in self.steps:
             state = "not run" if not step.ran else "ok" if step.passed else "WRONG"
             lines.append(f"  {step.name:<36} {state:<8}{step.remark}".rstrip())
             lines += [line for finding in step.findings for line in self._told(finding)]
-        lines.append("passed" if self.passed else "failed")
+        lines.append("failed" if not self.passed else "passed" if any(step.ran for step in self.steps) else "not run")
         return "\n".join(lines)
 
     def _told(self, finding: Finding) -> Iterator[str]:
@@ -100,8 +107,8 @@ class Report:
             yield f"      {finding.line:>4} | {text}"
 
     def _excerpt(self, finding: Finding) -> str:
-        if finding.file == self.source.file:
-            lines = self.source.text.splitlines()
+        if finding.file in self.texts:
+            lines = self.texts[finding.file].splitlines()
         elif Path(finding.file).is_file():
             lines = Path(finding.file).read_text().splitlines()
         else:
@@ -115,7 +122,8 @@ def check(case: Case) -> Report:
     if steps[-1].passed:
         left = case.run().buffers
         steps += [_step(name, case, tried) for name, tried in _trials(case, left)]
-    return Report(case.kernel, case.source, tuple(steps))
+    title = f"{case.kernel} in {case.source.file}"
+    return Report(title, {case.source.file: case.source.text}, tuple(steps))
 
 
 Outcome = tuple[tuple[Finding, ...], str]
@@ -125,11 +133,12 @@ def _trials(case: Case, left: Mapping[int, np.ndarray]) -> Iterator[tuple[str, C
     """Every launch after the first one, whose outputs are ``left``."""
     yield "threads in reverse order", partial(_against, case, left, PLAIN, Schedule("reverse"))
     yield "threads in random order", partial(_against, case, left, PLAIN, Schedule("random", seed=1))
-    yield "fresh memory holds other bytes", partial(_fresh, case, left)
+    yield "fresh memory holds other bytes", lambda: (fresh_memory(case, left), "")
     yield "address sanitizer", partial(_watched, case, Variant(sanitizer="address"))
     yield "thread sanitizer", partial(_watched, case, Variant(sanitizer="thread"))
     for name, (variant, schedule) in VARIANTS.items():
         yield name, partial(_against, case, left, variant, schedule)
+    yield "costs", partial(_costs, case)
 
 
 def _step(name: str, case: Case, run: Callable[[], Outcome]) -> Step:
@@ -147,6 +156,11 @@ def _lint(source: Source) -> Step:
         return Step("address spaces", tuple(lint(source)))
     except LinterMissing as error:
         return Step("address spaces", remark=str(error), ran=False)
+
+
+def _costs(case: Case) -> Outcome:
+    counts = case.run(Variant(counted=True)).counts
+    return (), counts.summary if counts else ""
 
 
 def _watched(case: Case, variant: Variant) -> Outcome:
@@ -178,8 +192,8 @@ def _compare(case: Case, result: Result) -> Outcome:
     return tuple(findings), f"within {worst:.0%} of the bound" if case.expected else ""
 
 
-def _fresh(case: Case, left: Mapping[int, np.ndarray]) -> Outcome:
-    """Outputs that depend on what uninitialized memory held, or that were never written."""
+def fresh_memory(case: Case, left: Mapping[int, np.ndarray]) -> tuple[Finding, ...]:
+    """Outputs that depend on what uninitialized memory held, or that were never written; ``left`` has NaN there."""
     other = case.run(schedule=replace(IN_ORDER, fill=0x3C)).buffers
     findings = []
     for index, first in left.items():
@@ -188,7 +202,7 @@ def _fresh(case: Case, left: Mapping[int, np.ndarray]) -> Outcome:
             where = tuple(map(int, np.unravel_index(int(differs[0]) // first.itemsize, first.shape)))
             what = f"buffer {index} at {where} is never written, or depends on memory that is not"
             findings.append(Finding("uninitialized memory", case.source.file, 0, what))
-    return tuple(findings), ""
+    return tuple(findings)
 
 
 def _spread(a: np.ndarray, b: np.ndarray) -> float:

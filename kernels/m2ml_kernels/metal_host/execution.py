@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from m2ml_kernels.metal_host.build import Kernel, runtime_library, runtime_program
+from m2ml_kernels.metal_host.counts import Counts, read_counts
 from m2ml_kernels.metal_host.errors import InvalidLaunch, KernelFault, KernelTimeout
 from m2ml_kernels.metal_host.findings import Finding
 from m2ml_kernels.metal_host.places import place_of
@@ -23,6 +24,7 @@ from m2ml_kernels.metal_host.sanitizers import environment, prefix, read_report
 Order = Literal["forward", "reverse", "random"]
 _ORDERS: tuple[Order, ...] = ("forward", "reverse", "random")
 MAX_THREADS = 1024
+_HEAD = struct.Struct("<QQQ")  # of a result: whether it failed, the bytes of its findings, and of its counts
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,14 @@ class Output:
 
 @dataclass(frozen=True)
 class Result:
-    """What a launch left in every buffer that was given as `Output` or in ``read_back``, and what it showed."""
+    """What a launch left in every buffer that was given as `Output` or in ``read_back``, and what it showed.
+
+    ``counts`` are there when the kernel was compiled to be counted.
+    """
 
     buffers: dict[int, np.ndarray]
     findings: tuple[Finding, ...]
+    counts: Counts | None = None
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -101,7 +107,7 @@ def _encode(
     count = max([*names, *buffers], default=-1) + 1
     memory_count = max(memory, default=-1) + 1
     words = [*grid, *threadgroup, schedule.workers, _ORDERS.index(schedule.order), schedule.seed, schedule.fill]
-    words += [schedule.flush_denormals, schedule.shuffle_reductions, count, memory_count]
+    words += [schedule.flush_denormals, schedule.shuffle_reductions, kernel.variant.counted, count, memory_count]
     parts = [struct.pack(f"<{len(words)}Q", *words)]
     wanted = {}
     for index in range(count):
@@ -203,23 +209,24 @@ def _run_apart(kernel: Kernel, job: bytes, seconds: float | None) -> tuple[bytes
         if result_file.exists():
             return result_file.read_bytes(), reports
     if reports:
-        return struct.pack("<QQ", 0, 0), reports
+        return _HEAD.pack(0, 0, 0), reports
     raise KernelFault(f"{kernel.signature.name} ended its process with {done.returncode}: {done.stderr.strip()[-500:]}")
 
 
 def _decode(kernel: Kernel, raw: bytes, wanted: Mapping[int, Output], reports: Sequence[Finding]) -> Result:
-    failed, length = struct.unpack_from("<QQ", raw)
-    lines = raw[16 : 16 + length].decode().splitlines()
+    failed, length, counted = _HEAD.unpack_from(raw)
+    lines = raw[_HEAD.size : _HEAD.size + length].decode().splitlines()
     findings = [_finding(line, kernel) for line in lines]
     if failed:
         fatal = next(finding for line, finding in zip(lines, findings, strict=True) if line.split("\t")[6] == "1")
         raise KernelFault(f"{kernel.signature.name}: {fatal}")
-    arrays, offset = {}, 16 + length
-    for index, output in wanted.items() if len(raw) > 16 + length else ():
+    arrays, offset = {}, _HEAD.size + length + counted
+    for index, output in wanted.items() if len(raw) > offset else ():
         count = int(np.prod(output.shape, dtype=np.int64))
         arrays[index] = np.frombuffer(raw, output.dtype, count, offset).reshape(output.shape).copy()
         offset += count * output.dtype.itemsize
-    return Result(arrays, (*findings, *reports))
+    told = raw[_HEAD.size + length : _HEAD.size + length + counted].decode()
+    return Result(arrays, (*findings, *reports), read_counts(told, kernel) if told else None)
 
 
 def _finding(line: str, kernel: Kernel) -> Finding:

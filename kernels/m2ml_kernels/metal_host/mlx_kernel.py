@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from m2ml_kernels.metal_host.build import PLAIN, Kernel, Source, Variant, compile_kernel
+from m2ml_kernels.metal_host.check import Case
 from m2ml_kernels.metal_host.codegen import (
     Argument,
     Definition,
@@ -21,7 +22,7 @@ from m2ml_kernels.metal_host.codegen import (
     template_arguments,
 )
 from m2ml_kernels.metal_host.errors import InvalidLaunch, KernelFault
-from m2ml_kernels.metal_host.execution import IN_ORDER, Output, Schedule, launch
+from m2ml_kernels.metal_host.execution import IN_ORDER, Output, Result, Schedule, launch
 from m2ml_kernels.toolchain import object_folder
 
 # MLX's dtypes by name: what Metal calls them, and the NumPy dtype that holds their bytes.
@@ -44,13 +45,18 @@ _MODES = ("safe", "relaxed", "fast")
 _PRELUDE = '#include "mlx/backend/metal/kernels/utils.h"\n'
 
 
+#: Given each launch, so that it can be made again, and its result.
+Watch = Callable[[Case, Result], None]
+
+
 @dataclass(frozen=True)
 class Settings:
-    """How the kernels under `emulate` run: in which order, compiled how, and within how many seconds."""
+    """How the kernels under `emulate` run: in which order, compiled how, within how many seconds, and told to whom."""
 
     schedule: Schedule = IN_ORDER
     variant: Variant = PLAIN
     seconds: float | None = None
+    watch: Watch | None = None
 
 
 _current: list[Settings] = []
@@ -62,17 +68,18 @@ def emulate(
     schedule: Schedule = IN_ORDER,
     variant: Variant = PLAIN,
     seconds: float | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[None]:
     """Within it, `mlx.core.fast.metal_kernel` makes kernels that run on the CPU, through the host.
 
     They run when they are called, so they cannot be used inside mx.compile or mx.vmap. A kernel that does what Metal
-    leaves undefined raises `KernelFault`.
+    leaves undefined raises `KernelFault`. ``watch`` is given each launch and its result, before that.
     """
     import mlx.core as mx
 
     fast: Any = mx.fast
     original = fast.metal_kernel
-    _current.append(Settings(schedule, variant, seconds))
+    _current.append(Settings(schedule, variant, seconds, watch))
     fast.metal_kernel = metal_kernel
     try:
         yield
@@ -174,6 +181,9 @@ class _HostKernel:
             schedule=settings.schedule,
             seconds=settings.seconds,
         )
+        if settings.watch:
+            case = Case(source, function, buffers, tuple(grid), tuple(threadgroup), template)
+            settings.watch(replace(case, read_back=tuple(outputs), safe_math=variant.safe_math), result)
         if result.errors:
             raise KernelFault(f"{self.definition.name}: {result.errors[0]}")
         return result.buffers

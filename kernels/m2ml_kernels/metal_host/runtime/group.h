@@ -5,7 +5,7 @@
 #include <numeric>
 #include <random>
 
-#include "job.h"
+#include "counters.h"
 
 namespace m2 {
 
@@ -28,7 +28,7 @@ inline u64 volume(extent e) { return u64(e.x) * e.y * e.z; }
 
 class group {
  public:
-  group(job& work, entry kernel) : job_(work), kernel_(kernel) {
+  group(job& work, entry kernel, counters* counts = nullptr) : job_(work), kernel_(kernel), counts_(counts) {
 #ifdef M2_TSAN
     scheduler_.fiber = __tsan_get_current_fiber();
 #endif
@@ -43,6 +43,7 @@ class group {
         run_simdgroup(s);
         if (job_.stop) return abandon();
       }
+      if (counts_) counts_->settle();
       if (!release_barrier()) break;
     }
     check_memory();
@@ -106,6 +107,13 @@ class group {
     siglongjmp(escape, 1);
   }
   const thread_info& self() const { return running_->info; }
+  void touched(u64 pc, const uint8_t* address, u32 bytes, access how) {
+    if (!running_) return;
+    int region = counts_->region_of(address);
+    if (region == elsewhere && in_threadgroup_memory(address)) region = shared;
+    if (region != elsewhere) counts_->touched(running_->info.index_in_threadgroup, {pc, u64(address), bytes, region, how});
+  }
+  void entered(u64 pc) { counts_->entered(pc); }
   // Which thread runs, and what lies at an address, in one line; for the report of a sanitizer.
   std::string account(const uint8_t* address) const {
     if (!running_) return "";
@@ -198,10 +206,17 @@ class group {
     return memory.data();
   }
 
+  bool in_threadgroup_memory(const uint8_t* address) const {
+    auto holds = [address](const block& memory) { return address >= memory.data() && address < memory.data() + memory.bytes(); };
+    return std::any_of(used_.begin(), used_.end(), [&](const block* memory) { return holds(*memory); }) ||
+           std::any_of(argument_blocks_.begin(), argument_blocks_.end(), [&](auto& memory) { return holds(*memory); });
+  }
+
   void check_memory() {
     u64 total = 0;
     for (block* memory : used_) total += memory->bytes();
     for (u64 bytes : job_.memory_bytes) total += bytes;
+    if (counts_) counts_->threadgroup_memory(total);
     if (total > max_threadgroup_bytes && !lanes_.empty()) {
       site where = variables_.empty() ? site{"", 0, 0, ""} : variables_.front().first;
       report("threadgroup memory", where, std::to_string(total) + " bytes of threadgroup memory are used; Metal has 32768", lanes_[0].info, false);
@@ -253,6 +268,7 @@ class group {
     }
     check_meeting(*chosen, first, count, r.active);
     if (chosen->resolve) chosen->resolve(r);
+    if (counts_) counts_->operation(chosen->where.what);
 #ifdef M2_TSAN
     simd_phase_[chosen->info.simdgroup] += 1;
 #endif
@@ -300,6 +316,7 @@ class group {
     if (elsewhere)
       report("divergent barrier", waiting->where, "thread " + std::to_string(elsewhere->info.index_in_threadgroup) + " waits at another barrier, in line " + std::to_string(elsewhere->where.line), waiting->info, false);
     phase_ += 1;
+    if (counts_) counts_->operation(waiting->where.what);
     for (lane& l : lanes_)
       if (l.now == state::barrier) l.now = state::ready;
     return true;
@@ -361,6 +378,7 @@ class group {
 
   job& job_;
   entry kernel_;
+  counters* counts_;
   context scheduler_;
   std::vector<lane> lanes_;
   u32 simdgroups_ = 0;

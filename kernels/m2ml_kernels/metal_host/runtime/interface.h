@@ -42,6 +42,7 @@ struct rendezvous {
 using resolver = void (*)(rendezvous&);
 
 enum class meeting : u32 { simd, quad, matrix, barrier };
+enum class access : u32 { load, store, update };
 
 // The runtime's functions, as the kernel calls them.
 struct host {
@@ -50,6 +51,9 @@ struct host {
   void* (*threadgroup_variable)(const site*, u64 bytes, u64 alignment);
   void (*fault)(const site*, const char* what);  // report, and end the launch
   const thread_info* (*self)();
+  // Of kernels that are compiled to be counted: an access, and the entry of a block of code, from the place `pc`.
+  void (*access)(const void* pc, const volatile void* address, u32 bytes, m2::access how);
+  void (*block)(const void* pc);
 };
 
 using entry = void (*)(void* const* buffers, void* const* threadgroup_memory, const thread_info*);

@@ -64,6 +64,7 @@ class job {
     fill = uint8_t(in.word());
     flush = in.word() != 0;
     shuffle_reductions = in.word() != 0;
+    counted = in.word() != 0;
     u64 buffer_count = in.word(), memory_count = in.word();
     for (u64 i = 0; i < buffer_count; ++i) {
       std::string name = in.text();
@@ -91,7 +92,7 @@ class job {
     if (found.fatal) stop = true;
   }
 
-  // Findings as lines of fields between tabs, then the buffers that were asked for.
+  // Findings, then counts, as lines of fields between tabs; then the buffers that were asked for.
   std::string result() {
     std::string text;
     for (auto& [key, f] : findings_) {
@@ -100,9 +101,10 @@ class job {
               "\t" + three(f.group) + "\t" + (f.fatal ? "1" : "0") + "\t" + std::to_string(f.program_counter) + "\t" + f.what + "\n";
     }
     std::string out;
-    u64 words[2] = {u64(stop), u64(text.size())};
+    u64 words[3] = {u64(stop), u64(text.size()), u64(counts.size())};
     out.append(reinterpret_cast<const char*>(words), sizeof words);
     out += text;
+    out += counts;
     for (size_t i = 0; i < buffers.size(); ++i)
       if (outputs[i]) out.append(reinterpret_cast<const char*>(buffers[i].data()), buffers[i].bytes());
     return out;
@@ -113,7 +115,8 @@ class job {
   ordering order = ordering::forward;
   u64 seed = 0;
   uint8_t fill = 0xff;
-  bool flush = false, shuffle_reductions = false;
+  bool flush = false, shuffle_reductions = false, counted = false;
+  std::string counts;  // what `counters` found, once the launch has ended
   std::vector<block> buffers;
   std::vector<void*> addresses;
   std::vector<bool> outputs;

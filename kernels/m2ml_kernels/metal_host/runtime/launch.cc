@@ -18,6 +18,12 @@ static const host functions = {
     [](const site* where, u64 bytes, u64 alignment) { return group::current->variable(*where, bytes, alignment); },
     [](const site* where, const char* what) { group::current->fault("undefined behaviour", *where, what); },
     []() -> const thread_info* { return &group::current->self(); },
+    [](const void* pc, const volatile void* address, u32 bytes, access how) {
+      if (group::current) group::current->touched(u64(pc), static_cast<const uint8_t*>(const_cast<const void*>(address)), bytes, how);
+    },
+    [](const void* pc) {
+      if (group::current) group::current->entered(u64(pc));
+    },
 };
 
 #if !defined(M2_ASAN) && !defined(M2_TSAN)
@@ -132,10 +138,10 @@ static std::vector<u64> group_order(const job& work) {
   return out;
 }
 
-static void worker(job& work, entry kernel, const std::vector<u64>& order) {
+static void worker(job& work, entry kernel, const std::vector<u64>& order, counters* counts = nullptr) {
   signal_stack stack;
   flushing denormals(work.flush);
-  group here(work, kernel);
+  group here(work, kernel, counts);
   group::current = &here;
   if (sigsetjmp(here.escape, 1) == 0) {
     for (u64 next; !work.stop && (next = work.next_group++) < order.size();)
@@ -155,9 +161,13 @@ static void run(job& work, void* library) {
   auto order = group_order(work);
   catching faults;
   std::vector<std::thread> others;
+  std::unique_ptr<counters> counts = work.counted ? std::make_unique<counters>(work) : nullptr;
+  if (counts) work.workers = 1;
   for (u32 i = 1; i < work.workers && i < order.size(); ++i) others.emplace_back([&] { worker(work, kernel, order); });
-  worker(work, kernel, order);
+  worker(work, kernel, order, counts.get());
   for (auto& other : others) other.join();
+  Dl_info code;
+  if (counts && dladdr(reinterpret_cast<void*>(kernel), &code)) work.counts = counts->text(u64(code.dli_fbase));
   std::string words;
   for (auto& buffer : work.buffers)
     if (!buffer.intact(words)) work.report({"out of bounds", "", "a write " + words});

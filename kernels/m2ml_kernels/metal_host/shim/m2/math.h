@@ -69,66 +69,66 @@ inline float cosine_of_pi(float x) {
 #else
 #define M2_CHOSEN fast
 #endif
-// The function in metal::precise, in metal::fast with its allowed error, and in metal.
-#define M2_MATH(arity, name, value, allowed) \
-  namespace precise {                        \
-  M2_FOR_TYPES_##arity(name, value)          \
-  }                                          \
-  namespace fast {                           \
-  M2_FOR_TYPES_##arity(name, allowed)        \
-  }                                          \
+// The function in metal::precise, off by up to `ulps`, in metal::fast with its allowed error, and in metal.
+#define M2_MATH(arity, name, value, ulps, allowed)             \
+  namespace precise {                                          \
+  M2_FOR_TYPES_##arity(name, m2::off_by_ulps(value, ulps))     \
+  }                                                            \
+  namespace fast {                                             \
+  M2_FOR_TYPES_##arity(name, allowed)                          \
+  }                                                            \
   using M2_CHOSEN::name;
 
 namespace metal {
 
-#define M2_ULPS(name, call, ulps) M2_MATH(1, name, __builtin_##call, m2::off_by_ulps(__builtin_##call, ulps))
-#define M2_EXACT(name, call) M2_ULPS(name, call, 0.0f)
+#define M2_ULPS(name, call, precise_ulps, fast_ulps) M2_MATH(1, name, __builtin_##call, precise_ulps, m2::off_by_ulps(__builtin_##call, fast_ulps))
+#define M2_EXACT(name, call) M2_ULPS(name, call, 0.0f, 0.0f)
 M2_EXACT(ceil, ceilf(x))
 M2_EXACT(floor, floorf(x))
 M2_EXACT(trunc, truncf(x))
 M2_EXACT(round, roundf(x))
 M2_EXACT(rint, rintf(x))
 M2_EXACT(fabs, fabsf(x))
-M2_ULPS(acos, acosf(x), 5.0f)
-M2_ULPS(acosh, acoshf(x), 5.0f)
-M2_ULPS(asin, asinf(x), 5.0f)
-M2_ULPS(asinh, asinhf(x), 5.0f)
-M2_ULPS(atan, atanf(x), 5.0f)
-M2_ULPS(atanh, atanhf(x), 5.0f)
-M2_ULPS(cosh, coshf(x), 5.0f)
-M2_ULPS(sinh, sinhf(x), 5.0f)
-M2_ULPS(tanh, tanhf(x), 5.0f)
-M2_ULPS(tan, tanf(x), 6.0f)
-M2_ULPS(sqrt, sqrtf(x), 2.0f)
+M2_ULPS(acos, acosf(x), 4.0f, 5.0f)
+M2_ULPS(acosh, acoshf(x), 4.0f, 5.0f)
+M2_ULPS(asin, asinf(x), 4.0f, 5.0f)
+M2_ULPS(asinh, asinhf(x), 4.0f, 5.0f)
+M2_ULPS(atan, atanf(x), 5.0f, 5.0f)
+M2_ULPS(atanh, atanhf(x), 5.0f, 5.0f)
+M2_ULPS(cosh, coshf(x), 4.0f, 5.0f)
+M2_ULPS(sinh, sinhf(x), 4.0f, 5.0f)
+M2_ULPS(tanh, tanhf(x), 5.0f, 5.0f)
+M2_ULPS(tan, tanf(x), 6.0f, 6.0f)
+M2_ULPS(sqrt, sqrtf(x), 0.0f, 2.0f)
 #undef M2_EXACT
 #undef M2_ULPS
-M2_MATH(1, rsqrt, float(1.0 / __builtin_sqrt(double(x))), m2::off_by_ulps(float(1.0 / __builtin_sqrt(double(x))), 2.0f))
-M2_MATH(1, exp, __builtin_expf(x), m2::exponent_noise(__builtin_expf(x), x))
-M2_MATH(1, exp2, __builtin_exp2f(x), m2::exponent_noise(__builtin_exp2f(x), x))
-M2_MATH(1, exp10, float(__builtin_pow(10.0, double(x))), m2::exponent_noise(float(__builtin_pow(10.0, double(x))), x))
-M2_MATH(1, log, __builtin_logf(x), m2::logarithm_noise(__builtin_logf(x), x))
-M2_MATH(1, log2, __builtin_log2f(x), m2::logarithm_noise(__builtin_log2f(x), x))
-M2_MATH(1, log10, __builtin_log10f(x), m2::logarithm_noise(__builtin_log10f(x), x))
-M2_MATH(1, sin, __builtin_sinf(x), m2::circle_noise(__builtin_sinf(x)))
-M2_MATH(1, cos, __builtin_cosf(x), m2::circle_noise(__builtin_cosf(x)))
-M2_MATH(1, sinpi, m2::sine_of_pi(x), m2::circle_noise(m2::sine_of_pi(x)))
-M2_MATH(1, cospi, m2::cosine_of_pi(x), m2::circle_noise(m2::cosine_of_pi(x)))
-M2_MATH(1, tanpi, m2::sine_of_pi(x) / m2::cosine_of_pi(x), m2::off_by_ulps(m2::sine_of_pi(x) / m2::cosine_of_pi(x), 6.0f))
-M2_MATH(1, fract, __builtin_fminf(x - __builtin_floorf(x), 0x1.fffffep-1f), __builtin_fminf(x - __builtin_floorf(x), 0x1.fffffep-1f))
-M2_MATH(1, saturate, __builtin_fminf(__builtin_fmaxf(x, 0.0f), 1.0f), __builtin_fminf(__builtin_fmaxf(x, 0.0f), 1.0f))
-M2_MATH(1, sign, float((x > 0.0f) - (x < 0.0f)), float((x > 0.0f) - (x < 0.0f)))
-M2_MATH(2, atan2, __builtin_atan2f(x, y), m2::off_by_ulps(__builtin_atan2f(x, y), 5.0f))
-M2_MATH(2, pow, __builtin_powf(x, y), m2::exponent_noise(__builtin_powf(x, y), y * __builtin_log2f(__builtin_fabsf(x))))
-M2_MATH(2, powr, __builtin_powf(x, y), m2::exponent_noise(__builtin_powf(x, y), y * __builtin_log2f(x)))
-M2_MATH(2, fmod, __builtin_fmodf(x, y), __builtin_fmodf(x, y))
-M2_MATH(2, divide, x / y, m2::off_by_ulps(x / y, 2.5f))
-M2_MATH(2, fdim, __builtin_fdimf(x, y), __builtin_fdimf(x, y))
-M2_MATH(2, copysign, __builtin_copysignf(x, y), __builtin_copysignf(x, y))
-M2_MATH(2, nextafter, __builtin_nextafterf(x, y), __builtin_nextafterf(x, y))
-M2_MATH(2, fmin, __builtin_fminf(x, y), __builtin_fminf(x, y))
-M2_MATH(2, fmax, __builtin_fmaxf(x, y), __builtin_fmaxf(x, y))
-M2_MATH(2, step, y < x ? 0.0f : 1.0f, y < x ? 0.0f : 1.0f)
-M2_MATH(3, mix, x + (y - x) * z, x + (y - x) * z)
+M2_MATH(1, rsqrt, float(1.0 / __builtin_sqrt(double(x))), 0.0f, m2::off_by_ulps(float(1.0 / __builtin_sqrt(double(x))), 2.0f))
+M2_MATH(1, exp, __builtin_expf(x), 4.0f, m2::exponent_noise(__builtin_expf(x), x))
+M2_MATH(1, exp2, __builtin_exp2f(x), 4.0f, m2::exponent_noise(__builtin_exp2f(x), x))
+M2_MATH(1, exp10, float(__builtin_pow(10.0, double(x))), 4.0f, m2::exponent_noise(float(__builtin_pow(10.0, double(x))), x))
+M2_MATH(1, log, __builtin_logf(x), 4.0f, m2::logarithm_noise(__builtin_logf(x), x))
+M2_MATH(1, log2, __builtin_log2f(x), 4.0f, m2::logarithm_noise(__builtin_log2f(x), x))
+M2_MATH(1, log10, __builtin_log10f(x), 4.0f, m2::logarithm_noise(__builtin_log10f(x), x))
+M2_MATH(1, sin, __builtin_sinf(x), 4.0f, m2::circle_noise(__builtin_sinf(x)))
+M2_MATH(1, cos, __builtin_cosf(x), 4.0f, m2::circle_noise(__builtin_cosf(x)))
+M2_MATH(1, sinpi, m2::sine_of_pi(x), 4.0f, m2::circle_noise(m2::sine_of_pi(x)))
+M2_MATH(1, cospi, m2::cosine_of_pi(x), 4.0f, m2::circle_noise(m2::cosine_of_pi(x)))
+M2_MATH(1, tanpi, m2::sine_of_pi(x) / m2::cosine_of_pi(x), 6.0f, m2::off_by_ulps(m2::sine_of_pi(x) / m2::cosine_of_pi(x), 6.0f))
+M2_MATH(1, fract, __builtin_fminf(x - __builtin_floorf(x), 0x1.fffffep-1f), 0.0f, __builtin_fminf(x - __builtin_floorf(x), 0x1.fffffep-1f))
+M2_MATH(1, saturate, __builtin_fminf(__builtin_fmaxf(x, 0.0f), 1.0f), 0.0f, __builtin_fminf(__builtin_fmaxf(x, 0.0f), 1.0f))
+M2_MATH(1, sign, float((x > 0.0f) - (x < 0.0f)), 0.0f, float((x > 0.0f) - (x < 0.0f)))
+M2_MATH(2, atan2, __builtin_atan2f(x, y), 6.0f, m2::off_by_ulps(__builtin_atan2f(x, y), 5.0f))
+M2_MATH(2, pow, __builtin_powf(x, y), 16.0f, m2::exponent_noise(__builtin_powf(x, y), y * __builtin_log2f(__builtin_fabsf(x))))
+M2_MATH(2, powr, __builtin_powf(x, y), 16.0f, m2::exponent_noise(__builtin_powf(x, y), y * __builtin_log2f(x)))
+M2_MATH(2, fmod, __builtin_fmodf(x, y), 0.0f, __builtin_fmodf(x, y))
+M2_MATH(2, divide, x / y, 0.0f, m2::off_by_ulps(x / y, 2.5f))
+M2_MATH(2, fdim, __builtin_fdimf(x, y), 0.0f, __builtin_fdimf(x, y))
+M2_MATH(2, copysign, __builtin_copysignf(x, y), 0.0f, __builtin_copysignf(x, y))
+M2_MATH(2, nextafter, __builtin_nextafterf(x, y), 0.0f, __builtin_nextafterf(x, y))
+M2_MATH(2, fmin, __builtin_fminf(x, y), 0.0f, __builtin_fminf(x, y))
+M2_MATH(2, fmax, __builtin_fmaxf(x, y), 0.0f, __builtin_fmaxf(x, y))
+M2_MATH(2, step, y < x ? 0.0f : 1.0f, 0.0f, y < x ? 0.0f : 1.0f)
+M2_MATH(3, mix, x + (y - x) * z, 0.0f, x + (y - x) * z)
 
 namespace precise {
 inline half fma(half x, half y, half z) { return half(double(x) * double(y) + double(z)); }

@@ -1,4 +1,5 @@
-// Errors of fast math, injected up to what the Metal specification allows ("Relative error as ULPs", fast math table).
+// Errors of functions, injected up to what the Metal specification allows: its table of single precision for
+// metal::precise, that of fast math for metal::fast.
 // Off unless M2_NOISE is defined, as a number that seeds the draw.
 #pragma once
 #include "base.h"
@@ -16,7 +17,7 @@ inline float draw(float x) {
 }
 inline float off_by_ulps(float x, float ulps) {
   float a = __builtin_fabsf(x);
-  if (!(a < __builtin_inff()) || a == 0.0f) return x;
+  if (!(a < __builtin_inff()) || a == 0.0f || ulps == 0.0f) return x;
   float unit = __builtin_bit_cast(float, __builtin_bit_cast(unsigned, a) + 1u) - a;
   return unit < __builtin_inff() ? x + draw(x) * ulps * unit : x;
 }
