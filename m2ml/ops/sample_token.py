@@ -281,6 +281,11 @@ def the_coldest_is_the_largest(op: Any, logits: Any, *args: Any, **static: Any) 
     assert np.all(chosen[known] >= largest[known] - 2 ** (1 - OCTAVE) * math.log(2))  # nearer ones are equally likely
 
 
+@sample_token.give_main
+def main_sizes() -> Iterator[Sample]:
+    yield Sample("a vocabulary of 32000", (normal((1, 32000), 8, 3.0), _bits((1,), 8), None))
+
+
 sample_token.give_cost(lambda logits, *rest, **static: (200 * logits.size, logits.size * logits.dtype.itemsize))
 
 
