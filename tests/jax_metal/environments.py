@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -57,8 +58,9 @@ def _run(*command, **options):
 def environment(jax):
     """The interpreter of an environment with this JAX and m2ml itself."""
     version, needs = JAXES[jax]
-    project = (ROOT / "pyproject.toml").read_text()
-    key = hashlib.sha256(json.dumps([str(ROOT), project, version, needs]).encode()).hexdigest()[:16]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    matters = [project[part] for part in ("dependencies", "optional-dependencies", "entry-points")]
+    key = hashlib.sha256(json.dumps([str(ROOT), matters, version, needs]).encode()).hexdigest()[:16]
     folder = KEPT / f"jax-{jax}-{key}"
     python = folder / "bin" / "python"
     if not (folder / "done").exists():
@@ -94,8 +96,6 @@ def run(jax, program, *arguments, folders=()):
 
 def resolve(extra):
     """The requirements of m2ml with an extra, resolved for a Mac: pip's report, nothing is installed."""
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needs, waiting = [*project["dependencies"]], [extra]
     while waiting:
