@@ -54,9 +54,10 @@ class Gap:
 
     def covers(self, case: str, equations: Iterable[Equation]) -> bool:
         """Whether the gap speaks of a test case of this name and these equations."""
-        return fnmatchcase(case, self.case) and any(map(self._covers, equations))
+        return fnmatchcase(case, self.case) and any(map(self.meets, equations))
 
-    def _covers(self, equation: Equation) -> bool:
+    def meets(self, equation: Equation) -> bool:
+        """Whether the gap speaks of this equation in some test case."""
         dtypes = {np.dtype(aval.dtype).name for aval in (*equation.inputs, *equation.outputs)}
         return self.primitive in ("*", equation.name) and (self.dtype == "*" or self.dtype in dtypes)
 

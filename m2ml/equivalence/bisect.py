@@ -48,7 +48,7 @@ def first_disagreement(program: Program, host: Sequence[Array], backend: str) ->
 
 def _keep_whole(call: Any, avals: Sequence[Any]) -> Callable[..., Any]:
     """Keep every op whole; it is compiled as a program of its own, in which the backend chooses its kernel."""
-    return _op_program
+    return op_program
 
 
 # One equation at a time ------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class _Stepper:
 
     def op(self, equation: Equation, inputs: Sequence[Array], path: str) -> list[Array]:
         """Hold an op, with whatever kernel the backend has for it, against its definition; enter it when wrong."""
-        program = _op_program(equation)
+        program = op_program(equation)
         bounds, worst = measured_bounds(program, inputs), _judged(program, inputs, self.engine.name)
         if worst or self.enter_all:
             inside = f"the definition of {equation.name}"
@@ -193,7 +193,7 @@ def retraced(program: Program, code: Code) -> Program:
     return _program(program.name, fn, code.in_avals, program.donated, program.strict)
 
 
-def _op_program(equation: Equation) -> Program:
+def op_program(equation: Equation) -> Program:
     """One call of an op as a program."""
     donated = (False,) * len(equation.inputs)
     return _program(equation.name, equation.bind, equation.inputs, donated, strict=False)

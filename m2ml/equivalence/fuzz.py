@@ -259,6 +259,7 @@ def _hunt(messages: Connection, backend: str, seed: int, first: int, counts: Cou
     hunt = Hunt(
         backend,
         seed=seed,
+        ops=True,
         **known,
         before=lambda source: messages.send(("before", source)),
         after=lambda new: messages.send(("after", new)),
@@ -282,8 +283,10 @@ def _hunt(messages: Connection, backend: str, seed: int, first: int, counts: Cou
 
 def _step(messages: Connection, backend: str, source: str) -> None:
     """Run the equations of a written program one by one; each is announced before it runs."""
+    from m2ml.equivalence.bisect import op_program
     from m2ml.equivalence.equations import run_equation
-    from m2ml.equivalence.reproduce import loaded, source_of
+    from m2ml.equivalence.measure import run_program
+    from m2ml.equivalence.reproduce import loaded, source_of, with_ops
     from m2ml.equivalence.smaller import alone, single_equations
     from m2ml.plugins import registry
     from m2ml.staged import Staged
@@ -291,7 +294,10 @@ def _step(messages: Connection, backend: str, source: str) -> None:
     messages.send(("start", ("", "")))
     function, inputs = loaded(source)
     program = Staged(function).trace(inputs, {})
-    for equation, arrays in single_equations(program.code, inputs):
-        messages.send(("equation", (equation.name, source_of(alone(program, equation).code, arrays, backend))))
-        run_equation(registry.get(backend), equation, arrays)
+    for equation, arrays in single_equations(with_ops(program), inputs):
+        messages.send(("equation", (equation.name, source_of(with_ops(alone(program, equation)), arrays, backend))))
+        if equation.kernel is None:
+            run_equation(registry.get(backend), equation, arrays)
+        else:
+            run_program(backend, op_program(equation), arrays)
     messages.send(("end", None))

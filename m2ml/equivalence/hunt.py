@@ -22,9 +22,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from m2ml.equivalence.bisect import first_disagreement
 from m2ml.equivalence.findings import Counts, Finding
 from m2ml.equivalence.measure import SECOND_LOOK, judge_all, measured_bounds, run_program
-from m2ml.equivalence.programs import RandomProgram, drawable, palette, programs
+from m2ml.equivalence.primitives import load
+from m2ml.equivalence.programs import OP, RandomProgram, drawable_ops, palette, programs
 from m2ml.equivalence.report import Divergence, Report
-from m2ml.equivalence.reproduce import source_of
+from m2ml.equivalence.reproduce import source_of, with_ops
 from m2ml.equivalence.smaller import smaller
 from m2ml.errors import Disagreement, FallbackWarning
 from m2ml.plugins import registry
@@ -51,6 +52,7 @@ class Verdict:
     fallbacks: tuple[str, ...]
 
 
+_OP = re.compile(rf"{re.escape(OP)}\w+")
 _DTYPE = re.compile(r"(\w+)\[")
 
 
@@ -61,7 +63,8 @@ class _Stop(BaseException):
 class Hunt:
     """Batches of random programs on ``backend``, the same ones for the same ``seed`` and ``counts``.
 
-    ``known`` are keys of findings that are not reported again, ``avoided`` primitives that are not drawn.
+    With ``ops`` two ops join the primitives of a batch: what their kernels do wrong may end the process. ``known`` are
+    keys of findings that are not reported again, ``avoided`` primitives that are not drawn.
     ``before(source)`` is told each program that is about to run, ``after(counts)`` what it added, ``found(finding)``
     each new disagreement at once, as it was met, and again once it is cut down.
     """
@@ -71,6 +74,7 @@ class Hunt:
         backend: str,
         *,
         seed: int = 0,
+        ops: bool = False,
         known: Iterable[str] = (),
         avoided: Iterable[str] = (),
         before: Callable[[str], None] | None = None,
@@ -78,14 +82,15 @@ class Hunt:
         found: Callable[[Finding], None] | None = None,
     ) -> None:
         self.backend, self.seed, self.known = backend, seed, set(known)
-        self.avoided = frozenset(avoided)
+        self.avoided, self.ops = frozenset(avoided), drawable_ops() if ops else []
         self.before, self.after, self.found = before, after, found
         self.counts = Counts()
         self.rare = _rare(backend)
 
     def batch(self, number: int, *, size: int = BATCH) -> list[Finding]:
         """Run batch ``number``: its new disagreements cut down, the first of them by hypothesis too."""
-        names = palette(random.Random(f"{self.seed} {number}"), self.counts.primitives, self.rare)
+        rng = random.Random(f"{self.seed} {number}")
+        names = [*palette(rng, self.counts.primitives, self.rare), *rng.sample(self.ops, min(len(self.ops), 2))]
         names = [name for name in names if name not in self.avoided]
         shrinker = _Shrinker(self)
         phases = (Phase.generate, Phase.shrink)
@@ -139,14 +144,14 @@ class Hunt:
     def _written(self, met: Met, verdict: Verdict) -> Finding:
         kind = "error" if verdict.report.backends[0].error else "disagreement"
         text = "\n".join([str(verdict.report), *met.said])
-        source = source_of(verdict.program.code, verdict.host, self.backend, f"{met.key}\n\n{text}")
+        source = source_of(with_ops(verdict.program), verdict.host, self.backend, f"{met.key}\n\n{text}")
         return Finding(met.key, kind, text, source)
 
     def examine(self, random_program: RandomProgram) -> Verdict:
         """Run one program on the backend and hold it against its bound."""
         program = Staged(random_program).trace(random_program.arrays, {})
         if self.before:
-            self.before(source_of(program.code, random_program.arrays, self.backend, str(random_program)))
+            self.before(source_of(with_ops(program), random_program.arrays, self.backend, str(random_program)))
         verdict = examined(program, random_program.arrays, self.backend)
         self._count(random_program, verdict)
         return verdict
@@ -163,6 +168,7 @@ class Hunt:
             primitives=Counter(dict.fromkeys(verdict.program.primitives, 1)),
             blocks=random_program.blocks,
         )
+        new.primitives.update(set(_OP.findall(str(random_program))))  # their definitions are other primitives
         new.primitives.update(dict.fromkeys(verdict.fallbacks, BATCH))  # what leaves the engine is drawn seldom
         self.counts.add(new)
         if self.after:
@@ -252,7 +258,7 @@ def located(random_program: RandomProgram, verdict: Verdict, backend: str) -> Me
 def _rare(backend: str) -> frozenset[str]:
     """Primitives that the backend does not run itself: its gaps, and those that a table of rules lacks."""
     engine: Any = registry.get(backend)
-    lacking = set(drawable()) - set(engine.rules) if hasattr(engine, "rules") else set()
+    lacking = set(load()) - set(engine.rules) if hasattr(engine, "rules") else set()
     return frozenset(lacking | {gap.primitive for gap in engine.gaps if gap.dtype == gap.case == "*"})
 
 

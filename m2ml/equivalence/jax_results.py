@@ -56,10 +56,10 @@ def summary(backend: str, transform: Transform, group: str, outcomes: Sequence[O
         group,
         cases=len(outcomes) - len(of["excluded"]),
         passed=len(of["passed"]),
-        fallbacks=Counter(o.said for o in of["fallback"]),
-        gaps=Counter(o.said for o in of["gap"]),
+        fallbacks=dict(Counter(o.said for o in of["fallback"])),
+        gaps=dict(Counter(o.said for o in of["gap"])),
         failed=tuple(of["failed"]),
-        excluded=Counter(o.said for o in of["excluded"]),
+        excluded=dict(Counter(o.said for o in of["excluded"])),
     )
 
 

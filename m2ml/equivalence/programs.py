@@ -10,6 +10,7 @@ Needs hypothesis (the extra ``m2ml[kit]``).
 
 from __future__ import annotations
 
+import functools
 import random
 import unittest
 from collections import Counter
@@ -22,12 +23,17 @@ import numpy as np
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from m2ml.equivalence.primitives.cases import load
-from m2ml.equivalence.primitives.values import Draw
+import m2ml.ops  # noqa: F401 - registers the ops that come with m2ml
+from m2ml.equivalence.primitives.cases import Case, load
+from m2ml.equivalence.primitives.values import Draw, one_of
 from m2ml.equivalence.statements import BLOCKS, Argument, Block, Call, Mixed, Own, Read, Statement, Values
+from m2ml.op import Sample, ops
 from m2ml.precision import is_float
 
 Array = np.ndarray[Any, Any]
+
+#: What the name of an op begins with, to tell it from a primitive's.
+OP = "m2ml."
 
 #: Primitives that call back into Python: what they do cannot be written down.
 CALLBACKS = frozenset({"debug_callback", "debug_print", "io_callback", "pure_callback"})
@@ -62,7 +68,8 @@ KEPT: Mapping[str, frozenset[int]] = {
 
 
 #: Primitives that earlier values reach without NaN, infinities and -0: whether an engine multiplies the zeros it pads
-#: with is left open, and so is the sign of a NaN and of some zeros, which these see.
+#: with is left open, and so is the sign of a NaN that is computed (IEEE 754, 6.3; x86 sets it, arm64 does not) and of
+#: some zeros, which these see. Their own cases hold NaN of either sign, on which every engine must agree.
 FINITE = frozenset("bitcast_convert_type conv_general_dilated eq_to le_to lt_to top_k".split())
 
 
@@ -108,6 +115,26 @@ def drawable() -> list[str]:
     return sorted(set(load()) - CALLBACKS)
 
 
+def drawable_ops() -> list[str]:
+    """Every op that a program may hold, as ``m2ml.rms_norm``."""
+    return sorted(f"{OP}{name}" for name in ops if _samples(name))
+
+
+@functools.cache
+def _samples(op: str) -> tuple[Sample, ...]:
+    return tuple(ops[op].samples())
+
+
+def case_of(draw: Draw, name: str) -> Case:
+    """A generated case of a primitive, or a sample of an op, as a function of its arrays."""
+    if not name.startswith(OP):
+        return load()[name](draw, name)
+    op = name.removeprefix(OP)
+    sample = one_of(draw, *_samples(op))
+    leaves, tree = jax.tree.flatten(sample.args)
+    return lambda *xs: ops[op](*jax.tree.unflatten(tree, xs), **sample.static), [np.asarray(x) for x in leaves]
+
+
 @st.composite
 def programs(draw: Draw, names: Sequence[str] = ()) -> RandomProgram:
     """A random program of the primitives ``names``; of every one if not given."""
@@ -148,7 +175,7 @@ class _Builder:
         """A case of one primitive on its own arrays and earlier values."""
         name = self.draw(st.sampled_from(self.names))
         try:
-            function, arrays = load()[name](self.draw, name)
+            function, arrays = case_of(self.draw, name)
         except unittest.SkipTest:
             reject()
         tame = self.draw(st.integers(0, 3)) < 3
@@ -159,7 +186,7 @@ class _Builder:
     def argument(self, name: str, position: int, array: Array) -> Argument:
         if not self.avals or position in KEPT.get(name, ()) or self.draw(st.integers(0, 3)) == 0:
             return self.own(array)
-        gentle = name in GENTLE
+        gentle = name in GENTLE or name.startswith(OP)
         if gentle and not is_float(array.dtype):
             return self.own(array)
         read = self.reading(array.shape, array.dtype, finite=gentle or name in FINITE)

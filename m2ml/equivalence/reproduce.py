@@ -16,9 +16,12 @@ import jax
 import numpy as np
 from jax import lax
 
+import m2ml.ops
 from m2ml import compat
 from m2ml.errors import M2mlError
 from m2ml.interpreter import Code, Equation, Step
+from m2ml.op import ops
+from m2ml.program import Program
 
 Array = np.ndarray[Any, Any]
 
@@ -31,11 +34,26 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives
 
-import m2ml"""
+import m2ml
+import m2ml.ops
+from m2ml.op import ops"""
 
 
 class Unwritable(M2mlError):
     """An equation that no Python source can be written for."""
+
+
+def with_ops(program: Program) -> Code:
+    """The program's equations, with those calls of ops and backward ops kept whole that can be written."""
+
+    def keep(call: Any, avals: Sequence[Any]) -> Callable[..., Any] | None:
+        try:
+            _op(call, [""] * len(avals))
+        except Unwritable:
+            return None
+        return call.definition
+
+    return program.code_with_ops(keep)
 
 
 def source_of(code: Code, inputs: Sequence[Array], backend: str, about: str = "") -> str:
@@ -92,6 +110,7 @@ class _Writer:
         made = [self.name() for _ in step.outputs]
         names.update(zip(step.outputs, made, strict=True))
         listed = equation.primitive.multiple_results and equation.name not in _FUNCTIONS
+        listed = listed or equation.kernel is not None
         unpack = bool(special) or listed or len(made) > 1
         self.line(indent, f"{_tuple(made) if unpack else made[0]} = {text}  # {_types(equation)}")
 
@@ -124,10 +143,46 @@ def _types(equation: Equation) -> str:
 
 def _bound(equation: Equation, given: Sequence[str]) -> str:
     """``lax.mul_p.bind(x, y)``, or the public function where JAX does not show the primitive."""
+    if equation.kernel is not None:
+        return _op(equation.params["call"], given)
     if equation.name in _FUNCTIONS:
         return _FUNCTIONS[equation.name](equation, given)
     params = [f"{key}={_value(value)}" for key, value in equation.bind_params.items()]
     return f"{_place(equation.primitive)}.bind({', '.join([*given, *params])})"
+
+
+class _Name(str):
+    """The name of an array, to tell it from a string."""
+
+
+def _op(call: Any, given: Sequence[str]) -> str:
+    """``jax.tree.leaves(ops["rms_norm"](x, weight, eps=1e-6))``."""
+    arrays = [_nested(argument) for argument in jax.tree.unflatten(call.tree, map(_Name, given))]
+    static = [f"{name}={_value(value)}" for name, value in call.static]
+    return f"jax.tree.leaves({_place_of_op(call.op)}({', '.join([*arrays, *static])}))"
+
+
+def _nested(argument: Any) -> str:
+    """An argument of an op: the name of an array, a tree of these, or a class of `m2ml.ops` that holds them."""
+    if isinstance(argument, _Name):
+        return str(argument)
+    if isinstance(argument, tuple):
+        return _tuple(map(_nested, argument))
+    if isinstance(argument, list):
+        return f"[{', '.join(map(_nested, argument))}]"
+    if isinstance(argument, dict):
+        return f"{{{', '.join(f'{key!r}: {_nested(x)}' for key, x in argument.items())}}}"
+    if dataclasses.is_dataclass(argument) and hasattr(m2ml.ops, type(argument).__name__):
+        return f"m2ml.ops.{type(argument).__name__}({', '.join(f'{k}={_nested(v)}' for k, v in _fields(argument))})"
+    return _value(argument)
+
+
+def _place_of_op(op: Any) -> str:
+    """Where the registry has an op, or the backward op of one; nothing where it has not."""
+    for name, known in ops.items():
+        if op is known or op is known.backward:
+            return f'ops["{name}"]{"" if op is known else ".backward"}'
+    raise Unwritable(f"no op is called {op.name!r}")
 
 
 @functools.cache

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from m2ml.equivalence.bisect import retraced
+from m2ml.equivalence.bisect import op_program, retraced
 from m2ml.equivalence.report import Divergence
+from m2ml.equivalence.reproduce import with_ops
 from m2ml.interpreter import Code, Equation, Step, evaluate
 from m2ml.plugins import registry
 from m2ml.precision import narrow, widen
@@ -26,12 +27,12 @@ def smaller(
 ) -> tuple[Program, tuple[Array, ...]]:
     """The smallest part of ``program`` that still shows the fault, with its inputs; ``program`` itself at worst."""
     if divergence is not None:
-        for equation, inputs in single_equations(program.code, host):
+        for equation, inputs in single_equations(with_ops(program), host):
             if equation.name == divergence.primitive:
                 part = alone(program, equation)
                 if shows(part, inputs):
                     return part, tuple(inputs)
-    for slot in dict.fromkeys(program.code.outputs):
+    for slot in dict.fromkeys(with_ops(program).outputs):
         part, read = needed(program, host, slot)
         if shows(part, read):
             return part, read
@@ -46,6 +47,9 @@ def single_equations(code: Code, host: Sequence[Array]) -> Iterator[tuple[Equati
     def apply(equation: Equation, inputs: Sequence[Any]) -> list[Array]:
         typed = [np.asarray(x, aval.dtype) for x, aval in zip(inputs, equation.inputs, strict=True)]
         met.append((equation, typed))
+        if equation.kernel is not None:
+            outs = reference.run_code(op_program(equation).code, typed)
+            return [narrow(y, aval.dtype) for y, aval in zip(outs, equation.outputs, strict=True)]
         outs = reference.apply(equation, [widen(x) for x in typed])
         return [narrow(y, aval.dtype) for y, aval in zip(outs, equation.outputs, strict=True)]
 
@@ -64,7 +68,7 @@ def alone(program: Program, equation: Equation) -> Program:
 
 def needed(program: Program, host: Sequence[Array], output: int) -> tuple[Program, tuple[Array, ...]]:
     """What slot ``output`` needs, as a program, with the inputs that it reads."""
-    code, live, steps = program.code, {output}, []
+    code, live, steps = with_ops(program), {output}, []
     for step in reversed(code.steps):
         if live & set(step.outputs):
             live |= set(step.inputs)

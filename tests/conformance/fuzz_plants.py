@@ -12,6 +12,7 @@ def few_primitives():
     """Programs of three primitives, so that the fault is met at once."""
     import m2ml.equivalence.hunt as hunt
 
+    hunt.drawable_ops = list
     hunt.palette = lambda rng, counts, rare: ["sin", "mul", "transpose"]
 
 

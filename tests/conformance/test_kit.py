@@ -280,9 +280,12 @@ def test_the_command_refuses_in_one_sentence():
     assert "there is no transform 'sideways'" in command("reference", "--jax-cases", "--transform", "sideways", code=2)
 
 
-def test_the_command_runs_the_cases_of_jax():
-    said = command("reference", "--jax-cases", "--group", "neg", "--limit", 2, code=0)
+def test_the_command_runs_the_cases_of_jax(tmp_path):
+    chosen = ("--jax-cases", "--group", "neg", "--group", "igamma", "--limit", 2)
+    said = command("mlx", *chosen, "--json", tmp_path / "out.json", code=0)
     assert "| neg |" in said
+    _, igamma = json.loads((tmp_path / "out.json").read_text())
+    assert (igamma["group"], list(igamma["fallbacks"].values())) == ("igamma", [igamma["cases"]])
 
 
 # The pytest plugin ----------------------------------------------------------------------------------------

@@ -3,15 +3,21 @@
 import random
 from collections import Counter
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import Phase, given, seed, settings
 
+import m2ml
+import m2ml.ops
 from m2ml.equivalence.hunt import Hunt, forget_compiled
 from m2ml.equivalence.primitives import load
-from m2ml.equivalence.programs import CALLBACKS, GENTLE, KEPT, drawable, palette, programs
-from m2ml.equivalence.reproduce import loaded, source_of
+from m2ml.equivalence.programs import CALLBACKS, GENTLE, KEPT, OP, drawable, drawable_ops, palette, programs
+from m2ml.equivalence.reproduce import loaded, source_of, with_ops
 from m2ml.equivalence.statements import BLOCKS, UNIQUE
+from m2ml.kernel import Kernel, kernels
+from m2ml.op import ops
 from m2ml.plugins import registry
 from m2ml.staged import Staged
 
@@ -62,6 +68,46 @@ def test_a_written_program_is_the_program():
             assert (x.dtype, x.tobytes()) == (y.dtype, y.tobytes())
 
     each_program(check)
+
+
+def written(function, arrays):
+    """The source of a function, which is a program when it is read again."""
+    source = source_of(with_ops(Staged(function).trace(tuple(arrays), {})), arrays, "cpu")
+    again, inputs = loaded(source)
+    Staged(again).trace(inputs, {})
+    return source
+
+
+@pytest.mark.parametrize("name", drawable_ops())
+def test_an_op_is_drawn_and_written_as_a_call(name):
+    @settings(max_examples=1, phases=[Phase.generate], database=None)
+    @given(programs([name]))
+    def run(program):
+        assert f'ops["{name.removeprefix(OP)}"](' in written(program, program.arrays)
+
+    run()
+
+
+def test_every_op_that_comes_with_m2ml_is_drawn():
+    assert {f"{OP}{name}" for name in ops} == set(drawable_ops())
+
+
+def test_the_backward_op_of_a_gradient_is_written_as_a_call():
+    gradient = jax.grad(lambda x: jnp.sum(m2ml.ops.rms_norm(x, None)))
+    assert 'ops["rms_norm"].backward(' in written(gradient, [np.ones((2, 3), np.float32)])
+
+
+def test_a_wrong_kernel_is_found_in_a_random_program(monkeypatch):
+    wrong = Kernel("rms_norm", "mlx", "wrong", lambda: lambda x, weight, *, eps: x * 0.9)
+    monkeypatch.setitem(kernels._records, ("rms_norm", "mlx"), [wrong])
+    monkeypatch.setattr("m2ml.equivalence.hunt.palette", lambda rng, counts, rare: ["m2ml.rms_norm", "add", "mul"])
+    found = Hunt("mlx", seed=1).batch(0, size=8)
+    assert found
+    assert all(finding.key.startswith("mlx m2ml.rms_norm") or "rms_norm" in finding.source for finding in found)
+    assert 'ops["rms_norm"]' in found[0].source
+    function, inputs = loaded(found[0].source)
+    with pytest.raises(m2ml.Disagreement, match="rms_norm"):
+        m2ml.compare(function, *inputs, backends=["mlx"]).check()
 
 
 def test_programs_are_graphs_with_blocks_and_many_primitives():

@@ -50,7 +50,7 @@ def test_every_primitive_that_chooses_is_tried():
 @pytest.mark.parametrize("name", CHOICES)
 def test_any_of_the_numbers_taken_for_zero_may_be_chosen(name, dtype):
     x = np.array(MIXED).astype(dtype)
-    for first in range(len(MIXED)):
+    for first in range(0, len(MIXED), 3):
         turned = np.roll(x, first)
         code = traced(CHOICES[name], [turned])
         check(code, [turned], BACKENDS)

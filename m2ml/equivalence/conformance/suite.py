@@ -16,7 +16,7 @@ from m2ml.backend import Backend, Gap
 from m2ml.equivalence.bounds import RUNS
 from m2ml.equivalence.measure import SECOND_LOOK, canonical, judge_all, measured_bounds, physical
 from m2ml.errors import UnsupportedDtype, UnsupportedPrimitive
-from m2ml.interpreter import Code, Equation
+from m2ml.interpreter import Code
 from m2ml.program import Program
 from m2ml.staged import Staged
 
@@ -70,7 +70,7 @@ class Subject:
     def gaps(self, code: Code) -> list[Gap]:
         """The declared gaps that ``code`` meets."""
         equations = list(code.equations())
-        return [gap for gap in self.backend.gaps if any(_meets(gap, equation) for equation in equations)]
+        return [gap for gap in self.backend.gaps if any(map(gap.meets, equations))]
 
     def refused(self, code: Code, error: Exception) -> DeclaredGap:
         """``error``, a refusal of ``code``, as the gap that declares it; raises it where none does."""
@@ -97,11 +97,6 @@ class Subject:
             if report.ok:
                 return
         raise AssertionError(f"outside the bound around the reference: {report}")
-
-
-def _meets(gap: Gap, equation: Equation) -> bool:
-    dtypes = {np.dtype(aval.dtype).name for aval in (*equation.inputs, *equation.outputs)}
-    return gap.primitive in ("*", equation.name) and (gap.dtype == "*" or gap.dtype in dtypes)
 
 
 def trace(fn: Callable[..., Any], *args: Any) -> Program:

@@ -25,6 +25,7 @@ from m2ml.equivalence.primitives.values import (
     array,
     coin,
     dtype_among,
+    either_nan,
     one_of,
     shapes,
 )
@@ -257,5 +258,5 @@ def one_minus_square(draw: Draw, name: str) -> Case:
 def total_order(draw: Draw, name: str) -> Case:
     """Comparisons in which NaN equals itself and -0 comes before 0; sort uses them."""
     primitive = getattr(jax.extend.core.primitives, f"{name}_p")
-    x, y = _two(draw, dtype_among(draw, *FLOATS, *INTEGERS))
+    x, y = (either_nan(draw, x) for x in _two(draw, dtype_among(draw, *FLOATS, *INTEGERS)))
     return primitive.bind, [x, np.where(np.arange(x.size).reshape(x.shape) % 3 == 0, x, y)]

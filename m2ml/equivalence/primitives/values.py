@@ -162,6 +162,12 @@ def near_ties(draw: Draw, shape: Sequence[int], dtype: str) -> Array:
     return ((1 + steps) * one_of(draw, 1.0, -1e-3)).astype(dtype_of(dtype))
 
 
+def either_nan(draw: Draw, x: Array) -> Array:
+    """``x`` with about half of its NaN negative, for what goes by the order of the bits."""
+    turned = np.random.default_rng(number(draw)).random(x.shape) < 0.5
+    return np.where(turned & np.isnan(x.astype(np.float32)), -x, x) if x.dtype.name in FLOATS else x
+
+
 def _integers(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if dtype.kind == "b":
         return rng.random(shape) < 0.5
