@@ -7,8 +7,7 @@ the ops of them; ``processor`` takes processor time for wall time.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -305,16 +304,16 @@ TABLES: dict[str, Callable[[], list[Ratio]]] = {
 }
 
 
-def keep_memory() -> None:
-    """Let the C library keep what is freed: no time goes into pages never seen before."""
-    with contextlib.suppress(AttributeError):  # glibc has it
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+def with_huge_pages() -> None:
+    """Restart with a C library that takes huge pages: XLA's temporary arrays are new at every call, and little time
+    goes into pages never seen before. Other C libraries ignore it."""
+    if "GLIBC_TUNABLES" not in os.environ:
+        huge = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | huge)
 
 
 def main() -> None:
-    keep_memory()
+    with_huge_pages()
     for name in [a for a in sys.argv[1:] if a in TABLES] or TABLES:
         show(f"cpu kernels: {name}", TABLES[name]())
 
