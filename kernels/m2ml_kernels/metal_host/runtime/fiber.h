@@ -37,6 +37,7 @@ m2_switch:
   ret
 )");
 constexpr int saved_words = 7, return_word = 6;
+constexpr int entry_words = 1;  // between a stack's aligned end and where a function begins: its return address
 #elif defined(__aarch64__)
 asm(R"(
 .text
@@ -70,6 +71,7 @@ m2_switch:
   ret
 )");
 constexpr int saved_words = 20, return_word = 11;
+constexpr int entry_words = 0;  // a function begins with an aligned stack
 #else
 #error "the Metal host runs on x86-64 and arm64"
 #endif
@@ -128,7 +130,7 @@ struct context {
 };
 
 inline void prepare(context& c, uint8_t* stack, void (*begin)()) {
-  auto** top = reinterpret_cast<void**>(stack + stack_bytes) - 2 - saved_words + 1;
+  auto** top = reinterpret_cast<void**>(stack + stack_bytes) - 2 - saved_words + entry_words;
   std::memset(top, 0, sizeof(void*) * (saved_words + 1));
   top[return_word] = reinterpret_cast<void*>(begin);
   c.registers = top;
