@@ -22,7 +22,7 @@ from m2ml.equivalence.effects import CALLBACKS, silent
 from m2ml.equivalence.equations import equation_bounds, judge_equation, rounded, run_equation
 from m2ml.equivalence.measure import SECOND_LOOK, judge_all, measured_bounds, run_program
 from m2ml.equivalence.report import Divergence, OutputReport
-from m2ml.interpreter import Code, Equation, Step, evaluate
+from m2ml.interpreter import Code, Equation, Step, equation_bodies, evaluate
 from m2ml.plugins import registry
 from m2ml.program import Program
 
@@ -70,8 +70,8 @@ class _Stepper:
         return evaluate(code, lambda equation, arrays: self.step(equation, arrays, path), np.asarray, typed)
 
     def step(self, equation: Equation, inputs: Sequence[Array], path: str) -> list[Array]:
-        if equation.kernel is not None:
-            return self.op(equation, inputs, path)
+        if equation.kernel is not None or _holds_ops(equation):
+            return self.whole(equation, inputs, path)
         bounds = equation_bounds(equation, inputs)
         outs = rounded(bounds)
         if equation.name in CALLBACKS:
@@ -88,11 +88,16 @@ class _Stepper:
             raise _Found(Divergence(equation.name, equation.describe(), equation.source, worst, path))
         return outs
 
-    def op(self, equation: Equation, inputs: Sequence[Array], path: str) -> list[Array]:
-        """Hold an op, with whatever kernel the backend has for it, against its definition; enter it when wrong."""
+    def whole(self, equation: Equation, inputs: Sequence[Array], path: str) -> list[Array]:
+        """Hold an op, or a loop of ops, with whatever kernels the backend has for it, against its definition.
+
+        It is entered when it is wrong.
+        """
         program = op_program(equation)
         bounds, worst = measured_bounds(program, inputs), _judged(program, inputs, self.engine.name)
-        if worst or self.enter_all:
+        if (worst or self.enter_all) and equation.name in CONTROL_FLOW:
+            self.enter(equation, inputs, path)
+        elif worst or self.enter_all:
             inside = f"the definition of {equation.name}"
             self.run(silent(program.code), inputs, f"{path}, {inside}" if path else inside)
         if worst:
@@ -109,6 +114,11 @@ class _Stepper:
             return self.run(code, args, f"{path}, {place}" if path else place)
 
         run_control_flow(equation, inputs, run, np.asarray, lambda rows, aval: np.zeros(aval.shape, aval.dtype))
+
+
+def _holds_ops(equation: Equation) -> bool:
+    """Whether a body of a loop or a branch has ops that are kept whole."""
+    return any(inner.kernel is not None for body in equation_bodies(equation) for inner in body.equations())
 
 
 def _place(equation: Equation, body: Code, calls: int) -> str:
@@ -194,7 +204,7 @@ def retraced(program: Program, code: Code) -> Program:
 
 
 def op_program(equation: Equation) -> Program:
-    """One call of an op as a program."""
+    """One equation, such as a call of an op, as a program."""
     donated = (False,) * len(equation.inputs)
     return _program(equation.name, equation.bind, equation.inputs, donated, strict=False)
 

@@ -53,11 +53,17 @@ def scaled(output: Array, dtype: Any, generator: np.random.Generator, u: float) 
 
 
 def moved(output: Array, scale: Array, dtype: Any, generator: np.random.Generator) -> Array:
-    """``output`` moved by half of ``scale`` to all of it, up or down, rounded to ``dtype``; ``scale`` is finite."""
+    """``output`` moved by half of ``scale`` to all of it, up or down, rounded to ``dtype``; ``scale`` is finite.
+
+    Both parts of a complex number are moved.
+    """
     scales = np.broadcast_to(scale, output.shape).reshape(-1) if output.size > BLOCK else scale
 
     def move(part: Array, block: slice | None) -> Array:
-        shift = _draw(_directions(), part, generator) * (scales if block is None else scales[block])
+        size = scales if block is None else scales[block]
+        shift = _draw(_directions(), part, generator) * size
+        if part.dtype.kind == "c":
+            shift = shift + 1j * (_draw(_directions(), part, generator) * size)
         return _held(shift + part, dtype)
 
     return _by_block(output, move)

@@ -188,6 +188,32 @@ def test_an_op_is_held_against_its_definition_with_its_kernel(monkeypatch):
     assert (divergence.primitive, divergence.how) == ("m2ml.rms_norm", "alone")
 
 
+def looped_norms(x):
+    def turn(_, y):
+        return ops.rms_norm(y, jnp.full(y.shape[-1], 0.9, y.dtype)) + jnp.sin(x)
+
+    return jnp.cos(jax.lax.fori_loop(0, 3, turn, x))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "mlx"])
+def test_ops_in_a_loop_are_held_with_their_kernels(backend):
+    assert first_disagreement(program_of(looped_norms, X), [X], backend) is None
+
+
+def test_a_wrong_op_in_a_loop_is_named(monkeypatch):
+    cpu = registry.get("cpu")
+    right = cpu.compile
+
+    def compile_(program):
+        wrong = 1.001 if "m2ml_op" in str(program.jaxpr) else 1.0
+        return lambda *args: [y * wrong if y.dtype == np.float32 else y for y in right(program)(*args)]
+
+    monkeypatch.setattr(cpu, "compile", compile_)
+    divergence = found(looped_norms, X)
+    assert divergence.primitive == "m2ml.rms_norm"
+    assert divergence.path == "iteration 0 of scan"
+
+
 def test_an_equation_that_fails_is_named_with_what_it_said(broken):
     def fail(y):
         raise RuntimeError("no memory\nfor this")

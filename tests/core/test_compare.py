@@ -84,6 +84,13 @@ def test_ties_that_rounding_decides_are_reported_not_judged():
     assert report.ok
 
 
+def test_both_parts_of_a_complex_result_may_be_rounded():
+    real = [-0.7254860401153564, 0, -0.0, -0.3679344058036804, -0.30200308561325073, 1.7581731081008911]
+    imaginary = [1, -1, 2, 0, 0, -1.5102972984313965, 1.0490726232528687, -0.5841259956359863]
+    x = np.array([*real, 0.9651214480400085, 0.5], np.complex64) + 1j * np.array(imaginary, np.float32)
+    m2ml.compare(lambda x: jnp.imag(jnp.fft.ifft(x)[1:]), x.astype(np.complex64), backends=["cpu", "mlx"]).check()
+
+
 def test_bounds_are_exact_for_integers_and_scale_with_the_dtype():
     assert unit(np.int32) == 0
     assert unit(np.float32) == 2.0**-24
