@@ -12,7 +12,8 @@ from m2ml_jax_metal.providers import PROVIDERS
 
 import m2ml
 import m2ml.ops  # registers the ops
-from m2ml import XlaBackend
+from m2ml import XlaBackend, op_primitive
+from m2ml import kernel as kernel_module
 from m2ml.equivalence.ops import (
     Implementation,
     check_gradient,
@@ -33,10 +34,14 @@ SAMPLES = 4
 
 @pytest.fixture(autouse=True)
 def backend(monkeypatch):
-    """The CPU of this machine under the name of jax_metal."""
+    """The CPU of this machine under the name of jax_metal; other tests know it as cpu."""
     registry.discover()
+    monkeypatch.setattr(kernel_module, "platforms", dict(kernel_module.platforms))
     monkeypatch.setattr(registry._entries["jax_metal"], "backend", XlaBackend("jax_metal", "cpu"))
     monkeypatch.setattr(registry._entries["jax_metal"], "error", None)
+    yield
+    op_primitive.forget()
+    jax.clear_caches()
 
 
 FORWARD = [(name, k) for name in ("jax-mps", "metaljax") for k in KERNELS if k.op in ops and name in k.about]
