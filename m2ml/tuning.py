@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from m2ml import arrays, kernel, op_primitive, selection, winners
+from m2ml import arrays, kernel, selection, winners
 from m2ml.cache import ENVIRONMENT
 from m2ml.control import CONTROL_FLOW, run_control_flow
 from m2ml.equivalence.calls import Grad, call_of
@@ -113,6 +113,8 @@ def tune(
     sin on cpu: ...
     it calls no ops of m2ml.ops, so there is nothing to choose
     """
+    from m2ml.op_primitive import forget  # imports Pallas
+
     name = selection.check_name(backend or selection.current())
     if name == "auto":
         raise M2mlError("auto is no backend of its own: name the one to tune, tune(..., backend='cpu')")
@@ -124,7 +126,7 @@ def tune(
     tuner.run_program(call.program.code_with_ops(tuner.keep), call.program.donated, call.host)
     if tuner.changed:
         jax.clear_caches()
-        op_primitive.forget()
+        forget()
         getattr(fn, "staged", Staged(fn)).callers.clear()
     device = tuner.engine.devices()[0]
     return Tuning(call.program.name, name, f"{device.name} ({device.kind})", tuner.report())
@@ -262,7 +264,7 @@ class _Tuner:
     def _single(self, call: OpCall, natives: Sequence[Any], dead: Sequence[bool], name: str) -> Callable[..., Any]:
         """The call alone, run by the implementation of that name."""
         with kernel.only(call, name):
-            run = self._compile(lambda *xs: op_primitive.bind_op(call, xs), natives, dead)
+            run = self._compile(lambda *xs: jax.tree.leaves(call(*xs)), natives, dead)
             self.engine.wait(run(*self._copier(natives, dead)()))  # XLA compiles at the first call
         return run
 
@@ -270,7 +272,7 @@ class _Tuner:
         """The call alone, run by what is selected."""
         what = _kind(call, natives)
         if what not in self._compiled:
-            self._compiled[what] = self._compile(lambda *xs: op_primitive.bind_op(call, xs), natives)
+            self._compiled[what] = self._compile(lambda *xs: jax.tree.leaves(call(*xs)), natives)
         return self._compiled[what]
 
     def _compile(

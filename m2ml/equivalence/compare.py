@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from m2ml.equivalence.bisect import first_disagreement
 from m2ml.equivalence.bounds import Bound
 from m2ml.equivalence.calls import Call, Grad, call_of
 from m2ml.equivalence.effects import check_callbacks, refuse_side_effects, where_nan_begins
@@ -57,6 +56,8 @@ def compare(
     refuse_side_effects(call.program)
     refuse_to_swap(call.program, names)
     check_callbacks(call.program, call.host)
+    from m2ml.equivalence.bisect import first_disagreement  # most of what importing m2ml would cost more
+
     alone = make_isolated(fn, args, kwargs, grad, call, isolated) if isolated else None
     run = alone.run if alone else lambda name: run_program(name, call.program, call.host)
     bisect = alone.bisect if alone else lambda name: first_disagreement(call.program, call.host, name)
