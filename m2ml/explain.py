@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from m2ml import arrays
-from m2ml.auto import choice_for
 from m2ml.kernel import select
 from m2ml.plugins import registry
 from m2ml.program import Program
@@ -52,6 +51,8 @@ def explain(staged: Staged, backend: str, args: Any, kwargs: Any) -> Explanation
     """Explain a call of ``staged`` on ``backend``; for ``"auto"``, the choice and its measurements."""
     program, times = staged.trace(args, kwargs), dict[str, str]()
     if backend == "auto":
+        from m2ml.auto import choice_for
+
         backend, times = choice_for(staged, program, args, kwargs)
     engine = registry.get(backend)
     device = engine.devices()[0]

@@ -9,7 +9,6 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 import jax
 
 from m2ml import arrays, modules, selection
-from m2ml.auto import Auto
 from m2ml.cost import Cost
 from m2ml.dispatch import Dispatch
 from m2ml.explain import Explanation, explain
@@ -108,6 +107,8 @@ def _caller(staged: Staged, name: str) -> Callable[..., Any]:
 
 def _make_caller(staged: Staged, name: str) -> Callable[..., Any]:
     if name == "auto":
+        from m2ml.auto import Auto  # it brings the comparison with the reference
+
         return Auto(staged, functools.partial(_caller, staged))
     backend = registry.get(name)
     native = getattr(backend, "jit", None)
