@@ -6,7 +6,9 @@ needed: it pulls in Pallas, which costs as much as everything else ``import m2ml
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import site
@@ -198,12 +200,21 @@ def is_inexact(dtype: Any) -> bool:
 # Source lines -------------------------------------------------------------------------------------
 
 
+def _plugin_folders() -> Iterable[str]:
+    """Of the packages that installed plugins come from: one that is installed as editable lies with the user's code."""
+    for entry in importlib.metadata.entry_points(group="m2ml"):
+        with contextlib.suppress(ImportError, ValueError):  # a plugin that cannot be found has no frames
+            found = importlib.util.find_spec(entry.module.partition(".")[0])
+            yield from (found and found.submodule_search_locations) or ()
+
+
 @functools.cache
 def _library_folders() -> tuple[str, ...]:
     folders = {
         *site.getsitepackages(),
         site.getusersitepackages(),
         *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")),
+        *_plugin_folders(),
     }
     return tuple(f"{Path(folder).resolve()}{os.sep}" for folder in (*folders, str(Path(__file__).parent)) if folder)
 

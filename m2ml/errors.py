@@ -1,5 +1,7 @@
 """The errors m2ml raises. Each message is one sentence: what, where, which values, what to do."""
 
+import signal
+
 
 class M2mlError(Exception):
     """Base class of every error raised on purpose by m2ml."""
@@ -35,6 +37,30 @@ class NotANumber(M2mlError, FloatingPointError):
 
 class Disagreement(M2mlError, AssertionError):
     """A backend's result lies outside the measured bound around the reference."""
+
+
+def how_it_ended(code: int | None) -> str:
+    """How a process ended that gave no result, from the exit code that `subprocess` and `multiprocessing` give.
+
+    >>> how_it_ended(-11)
+    'died of SIGSEGV'
+    """
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"died of {signal.Signals(-code).name}"
+    except ValueError:
+        return f"died of signal {-code}"
+
+
+def last_words(output: str) -> str:
+    """The last line that a process wrote, at most 400 characters of it, to be added to what became of it.
+
+    >>> last_words("loading weights\\nout of range\\n")
+    '; its last words: out of range'
+    """
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return f"; its last words: {lines[-1][:400]}" if lines else ""
 
 
 def in_one_line(error: BaseException) -> str:

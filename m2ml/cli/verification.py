@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from m2ml.cli.verify_report import Outcome, Subject
+from m2ml.errors import how_it_ended, last_words
 from m2ml.plugins import registry
 
 #: Parts of the kit that ``quick`` runs.
@@ -82,17 +83,12 @@ def outcome_of(step: Step, environment: Mapping[str, str], run: Runner) -> Outco
         facts = dict(step.read(ran))
     except (OSError, ValueError, KeyError, TypeError) as error:
         facts = {"unreadable": f"{type(error).__name__}: {error}"}
+    said = last_words(ran.errors or ran.output)
     if ran.code is None:
-        return Outcome(step.name, "stopped", seconds, facts, f"stopped after {step.limit:g} s{_last_words(ran)}")
+        return Outcome(step.name, "stopped", seconds, facts, f"stopped after {step.limit:g} s{said}")
     if ran.code == 0:
         return Outcome(step.name, "passed", seconds, facts)
-    died = f"died of signal {-ran.code}" if ran.code < 0 else f"ended with exit code {ran.code}"
-    return Outcome(step.name, "failed", seconds, facts, died + _last_words(ran))
-
-
-def _last_words(ran: Ran) -> str:
-    lines = [line.strip() for line in (ran.errors or ran.output).splitlines() if line.strip()]
-    return f"; its last words: {lines[-1][:400]}" if lines else ""
+    return Outcome(step.name, "failed", seconds, facts, how_it_ended(ran.code) + said)
 
 
 # What to run --------------------------------------------------------------------------------------------
@@ -118,7 +114,7 @@ def _describe(subject: Subject, run: Runner) -> None:
     try:
         said = json.loads(ran.output.splitlines()[-1])
     except (IndexError, ValueError):
-        subject.reason = f"its process gave no answer{_last_words(ran)}"
+        subject.reason = f"its process gave no answer{last_words(ran.errors or ran.output)}"
         return
     subject.devices, subject.kinds, subject.reason = said["devices"], said["kinds"], said["reason"]
 

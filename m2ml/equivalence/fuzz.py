@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from m2ml.equivalence.findings import Counts, Finding
+from m2ml.errors import how_it_ended
 
 #: A worker that says nothing for so many seconds hangs.
 PATIENCE = 120.0
@@ -126,7 +127,7 @@ class Fuzz:
                 kind, content = messages.recv()
             except (EOFError, OSError):
                 process.join()
-                return self._lost("crash", _exit(process.exitcode), patience)
+                return self._lost("crash", f"the process {how_it_ended(process.exitcode)}", patience)
             self._hear(kind, content)
             on_progress(self.summary)
         process.kill()
@@ -215,12 +216,6 @@ def _interrupted() -> Iterator[threading.Event]:
 def _titled(source: str, title: str) -> str:
     """``source`` with the first line of its docstring replaced."""
     return re.sub(r'\A"""[^\n"]*', lambda _: f'"""{title}', source)
-
-
-def _exit(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"the process died of {signal.Signals(-code).name}"
-    return f"the process ended with exit code {code}"
 
 
 # Workers ----------------------------------------------------------------------------------------------

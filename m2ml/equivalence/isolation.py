@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from m2ml import arrays, compat
 from m2ml.equivalence.bisect import first_disagreement
 from m2ml.equivalence.calls import Call, Grad, call_of
 from m2ml.equivalence.measure import run_program
-from m2ml.errors import M2mlError
+from m2ml.errors import M2mlError, how_it_ended, last_words
 from m2ml.staged import Staged
 
 #: Seconds a backend has when ``isolated=True`` gives none.
@@ -90,25 +89,11 @@ class Isolated:
             print(done.stdout, end="")
             result = Path(folder, "result")
             if done.returncode != 0 or not result.exists():
-                raise M2mlError(f"the process of {backend} {_death(done.returncode)}{_last_words(done.stderr)}")
+                raise M2mlError(f"the process of {backend} {how_it_ended(done.returncode)}{last_words(done.stderr)}")
             ok, value = pickle.loads(result.read_bytes())
         if not ok:
             raise M2mlError(value)
         return value
-
-
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"died of {signal.Signals(-code).name}"
-    except ValueError:
-        return f"died of signal {-code}"
-
-
-def _last_words(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"; its last words: {lines[-1]}" if lines else ""
 
 
 def isolated(

@@ -57,6 +57,16 @@ def test_the_first_wrong_equation_is_named_with_its_line(broken, primitive):
     assert divergence.output.worst > 1
 
 
+def test_the_line_is_the_users_where_a_plugin_traces_the_equation(broken):
+    """A plugin installed as editable, like those of this repository, lies where the user's own code may lie."""
+    import m2ml_mlx
+
+    traced = {}
+    exec(compile("def doubled(x):\n    return x * 2", m2ml_mlx.__file__, "exec"), traced)
+    broken("mul", lambda y: y * (1 + 1e-5))
+    assert "test_bisect.py:" in found(lambda x: traced["doubled"](x), X).source
+
+
 def test_only_the_wrong_one_of_equal_primitives_is_named(broken):
     broken("add", lambda y: y + 1, when=lambda equation, arrays: equation.shape == (4, 4))
     divergence = found(lambda x: jnp.sum((x + x).T @ (x + 1) + 1.0), X)

@@ -98,7 +98,7 @@ def test_what_fails_costs_itself_and_is_told(monkeypatch, folder):
     report, facts, text = verified(Machine(monkeypatch, **{"demo-mlx": died}), folder)
     (mlx, mps, _) = facts["subjects"]
     assert mlx["steps"][1]["outcome"] == "failed"
-    assert mlx["steps"][1]["said"] == "died of signal 11; its last words: zsh: segmentation fault"
+    assert mlx["steps"][1]["said"] == "died of SIGSEGV; its last words: zsh: segmentation fault"
     assert [step["outcome"] for step in mps["steps"]] == ["passed", "passed"]
     assert not report.ok
     assert "not passed" in text.splitlines()[0]

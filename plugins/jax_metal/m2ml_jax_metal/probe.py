@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from m2ml.cache import cache_folder
+from m2ml.errors import how_it_ended, last_words
 from m2ml_jax_metal.machine import Machine
 from m2ml_jax_metal.providers import Provider
 
@@ -93,25 +93,12 @@ def _run_child(provider: Provider, environment: Mapping[str, str]) -> tuple[Answ
     seconds = round(time.perf_counter() - began, 1)
     lines = [line.removeprefix(_MARK) for line in done.stdout.splitlines() if line.startswith(_MARK)]
     if not lines:
-        return Answer(False, f"its probe {_death(done.returncode)}{_last_words(done.stderr)}", seconds=seconds), True
+        said = f"its probe {how_it_ended(done.returncode)}{last_words(done.stderr)}"
+        return Answer(False, said, seconds=seconds), True
     found = json.loads(lines[-1])
     failures = [f"{name}: {said}" for name, said in found["checks"].items() if said]
     said = f"its probe failed ({'; '.join(failures)})" if failures else f"{len(found['checks'])} checks passed"
     return Answer(not failures, said, found["device"], seconds), True
-
-
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"died of {signal.Signals(-code).name}"
-    except ValueError:
-        return f"died of signal {-code}"
-
-
-def _last_words(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"; its last words: {lines[-1][:300]}" if lines else ""
 
 
 # The child --------------------------------------------------------------------------------------------
