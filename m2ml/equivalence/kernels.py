@@ -348,11 +348,18 @@ def main_samples(subject: Subject) -> list[Sample]:
 
 
 def _compulsory(subject: Subject, sample: Sample, launches: Sequence[Counts]) -> int:
-    """By the op's own account; a gradient has none, so every byte that its launches touch counts once."""
-    if subject.is_gradient or subject.op.cost is None:
+    """By the op's own account; where it gives none, every byte that the launches touch counts once."""
+    op = subject.op
+    call, leaves = op.bind(in_dtype(sample, np.float32), sample.static)
+    avals = [compat.abstract(leaf) for leaf in leaves]
+    if subject.is_gradient and op.backward.cost:
+        args = jax.tree.unflatten(call.tree, avals)
+        outputs = call.with_static(op.residuals).out(leaves)
+        cotangents = [x for x in jax.tree.leaves(call.out(leaves)) if compat.is_inexact(x.dtype)]
+        return op.backward.cost(args, outputs, cotangents, static=call.static)[1]
+    if subject.is_gradient or op.cost is None:
         return sum(counts.distinct for counts in launches)
-    call, leaves = subject.op.bind(in_dtype(sample, np.float32), sample.static)
-    return call.run(subject.op.cost, [compat.abstract(leaf) for leaf in leaves])[1]
+    return call.run(op.cost, avals)[1]
 
 
 COLUMNS = (

@@ -284,6 +284,8 @@ def the_coldest_is_the_largest(op: Any, logits: Any, *args: Any, **static: Any) 
 @sample_token.give_main
 def main_sizes() -> Iterator[Sample]:
     yield Sample("a vocabulary of 32000", (normal((1, 32000), 8, 3.0), _bits((1,), 8), None))
+    settings = {"temperature": 0.7, "top_k": 50, "top_p": 0.9}
+    yield Sample("49152, top_k and top_p", (normal((1, 49152), 8, 3.0), _bits((1,), 8), None), settings)
 
 
 sample_token.give_cost(lambda logits, *rest, **static: (200 * logits.size, logits.size * logits.dtype.itemsize))

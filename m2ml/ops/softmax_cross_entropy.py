@@ -180,6 +180,14 @@ def cost(logits: Any, labels: Any, **static: Any) -> tuple[int, int]:
     return 4 * logits.size, logits.size * logits.dtype.itemsize + labels.size * (labels.dtype.itemsize + 4)
 
 
+@softmax_cross_entropy.backward.give_cost
+def backward_cost(args: Any, outputs: Any, cotangents: Sequence[Any], **static: Any) -> tuple[int, int]:
+    """An exponential, two subtractions and a product per logit; logits in and as many out, and a token's numbers."""
+    logits, labels = args
+    token = labels.dtype.itemsize + outputs[1].dtype.itemsize + sum(x.dtype.itemsize for x in cotangents)
+    return 4 * logits.size, 2 * logits.size * logits.dtype.itemsize + labels.size * token
+
+
 @softmax_cross_entropy.fault
 def ignored_tokens_count(logits: Array, labels: Array, /, *, ignore_index: int = -100, **static: Any) -> Any:
     return softmax_cross_entropy.definition(logits, jnp.where(labels == ignore_index, 0, labels), **static)

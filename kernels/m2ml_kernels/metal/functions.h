@@ -14,37 +14,31 @@ inline float silu(float x) {
 }
 
 // The sum, or the largest, of a value of each thread of a threadgroup of whole simdgroups; every thread gets it.
-inline float group_sum(float value, threadgroup float* partial, uint place, uint threads) {
-  value = metal::simd_sum(value);
+// `partial` has room for one of each simdgroup, and is free again for the next call.
+template <typename T>
+inline void put_partial(T value, threadgroup T* partial, uint place) {
   threadgroup_barrier(metal::mem_flags::mem_threadgroup);
   if (place % 32 == 0) partial[place / 32] = value;
   threadgroup_barrier(metal::mem_flags::mem_threadgroup);
-  return metal::simd_sum(place % 32 < threads / 32 ? partial[place % 32] : 0.0f);
 }
 
-inline float group_max(float value, threadgroup float* partial, uint place, uint threads) {
-  value = metal::simd_max(value);
-  threadgroup_barrier(metal::mem_flags::mem_threadgroup);
-  if (place % 32 == 0) partial[place / 32] = value;
-  threadgroup_barrier(metal::mem_flags::mem_threadgroup);
-  return metal::simd_max(place % 32 < threads / 32 ? partial[place % 32] : -INFINITY);
+template <typename T>
+inline T group_sum(T value, threadgroup T* partial, uint place, uint threads) {
+  put_partial(metal::simd_sum(value), partial, place);
+  return metal::simd_sum(place % 32 < threads / 32 ? partial[place % 32] : T(0));
 }
 
-// Whole numbers likewise; a wide one goes in three parts of 21 bits, of which a threadgroup's sum fits into 32.
-inline uint group_sum(uint value, threadgroup uint* partial, uint place, uint threads) {
-  value = metal::simd_sum(value);
-  threadgroup_barrier(metal::mem_flags::mem_threadgroup);
-  if (place % 32 == 0) partial[place / 32] = value;
-  threadgroup_barrier(metal::mem_flags::mem_threadgroup);
-  return metal::simd_sum(place % 32 < threads / 32 ? partial[place % 32] : 0u);
+template <typename T>
+inline T group_max(T value, threadgroup T* partial, uint place, uint threads) {
+  put_partial(metal::simd_max(value), partial, place);
+  return metal::simd_max(partial[place % 32 < threads / 32 ? place % 32 : 0]);
 }
 
-inline uint group_max(uint value, threadgroup uint* partial, uint place, uint threads) {
-  value = metal::simd_max(value);
-  threadgroup_barrier(metal::mem_flags::mem_threadgroup);
-  if (place % 32 == 0) partial[place / 32] = value;
-  threadgroup_barrier(metal::mem_flags::mem_threadgroup);
-  return metal::simd_max(place % 32 < threads / 32 ? partial[place % 32] : 0u);
+// Wide numbers in three parts of 21 bits: simd_sum takes 32 bits, in which the sum of a threadgroup's parts fits.
+inline ulong simd_sum_of(ulong value) {
+  ulong sum = 0;
+  for (uint k = 0; k < 3; ++k) sum += ulong(metal::simd_sum(uint(value >> (21 * k)) & 0x1fffffu)) << (21 * k);
+  return sum;
 }
 
 inline ulong group_sum(ulong value, threadgroup uint* partial, uint place, uint threads) {
@@ -54,4 +48,3 @@ inline ulong group_sum(ulong value, threadgroup uint* partial, uint place, uint 
   }
   return sum;
 }
-
