@@ -5,6 +5,7 @@
 import builtins
 
 import pytest
+from m2ml_kernels.metal_host import Source
 from m2ml_kernels.metal_host.lint import LinterMissing, lint
 from metal_cases import source_of
 from mlx_shipped import header
@@ -58,6 +59,23 @@ def test_a_pointer_passed_to_another_space_is_told():
         5,
         "no matching function for call to 'helper': a pointer to another address space is passed",
     )
+
+
+TEMPLATE = """template <typename T> struct Pair { const device T* p; T x; };
+template <typename T> [[kernel]] void f(const constant T* seen, device T* y, uint i [[thread_position_in_grid]]) {
+  Pair<T> pair;
+  pair = {seen, T(1)};
+  y[i] = pair.p[0];
+}
+"""
+
+
+def test_a_template_is_looked_at_as_it_is_instantiated():
+    made = 'template [[host_name("g")]] [[kernel]] decltype(f<float>) f<float>;\n'
+    assert lint(Source(TEMPLATE)) == []
+    (finding,) = lint(Source(TEMPLATE + made))
+    assert (finding.line, finding.what) == (4, "no viable overloaded '=': a value of the list does not fit its member")
+    assert lint(Source(TEMPLATE.replace("constant", "device") + made)) == []
 
 
 CORRECT = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ from m2ml_kernels.errors import KernelError
 from m2ml_kernels.metal_host.build import SHIM, Source
 from m2ml_kernels.metal_host.findings import Finding
 from m2ml_kernels.metal_host.lexer import Token, loud, text_of, tokenize
-from m2ml_kernels.metal_host.rewrite import STATEMENT_ENDS, drop_instantiations, is_pointer
+from m2ml_kernels.metal_host.rewrite import STATEMENT_ENDS, is_pointer
 
 KIND = "address space"
 _SPACES = {"device", "constant", "threadgroup", "thread"}
@@ -18,7 +19,11 @@ _TOLD = re.compile(
     r"changes address space|cannot initialize a .*'.*\b(?:device|constant|threadgroup)\b"
     r"|read-only variable|not assignable|cannot assign to variable|cannot bind to (?:vector element|a value)"
 )
-_MISPASSED = "cannot pass pointer to address space"
+# Of calls that fit no function, and of lists that fit no members: what libclang notes, and what that means.
+_NOTED = {
+    "cannot pass pointer to address space": "a pointer to another address space is passed",
+    "cannot convert initializer list argument": "a value of the list does not fit its member",
+}
 
 
 class LinterMissing(KernelError, ImportError):
@@ -58,8 +63,9 @@ def lint(source: Source) -> list[Finding]:
 
 
 def _prepared(tokens: list[Token]) -> str:
-    """The source as libclang is to read it: every line in its place, threadgroup variables static."""
-    drop_instantiations(tokens)
+    """The source as libclang is to read it: every line in its place, threadgroup variables static, templates
+    instantiated where the source instantiates them."""
+    _drop_attributes(tokens)
     meaning = loud(tokens)
     for index, token in enumerate(meaning):
         before = meaning[index - 1].text if index else ""
@@ -71,6 +77,16 @@ def _prepared(tokens: list[Token]) -> str:
     return text_of(tokens)
 
 
+def _drop_attributes(tokens: list[Token]) -> None:
+    """Erase the attributes in ``template [[host_name(...)]] [[kernel]] ... ;``, which leaves what C++ instantiates."""
+    depth, erasing = 0, False
+    for before, token in itertools.pairwise(loud(tokens)):
+        erasing = (erasing or before.text == "template") and (depth > 0 or token.text == "[")
+        if erasing:
+            depth += (token.text == "[") - (token.text == "]")
+            token.erase()
+
+
 def _statement(meaning: list[Token], start: int) -> list[Token]:
     end = start
     while end < len(meaning) and meaning[end].text not in (";", "{"):
@@ -79,18 +95,17 @@ def _statement(meaning: list[Token], start: int) -> list[Token]:
 
 
 def _is_told(diagnostic: Any) -> bool:
-    return diagnostic.severity >= 3 and bool(_TOLD.search(diagnostic.spelling) or _mispassed(diagnostic))
+    return diagnostic.severity >= 3 and bool(_TOLD.search(diagnostic.spelling) or _noted(diagnostic))
 
 
-def _mispassed(diagnostic: Any) -> bool:
-    return any(_MISPASSED in note.spelling for note in diagnostic.children)
+def _noted(diagnostic: Any) -> str:
+    spelled = " ".join(note.spelling for note in diagnostic.children)
+    return next((f": {meaning}" for note, meaning in _NOTED.items() if note in spelled), "")
 
 
 def _finding(diagnostic: Any, file: str) -> Finding:
     said = diagnostic.spelling.replace("const __attribute__((address_space(2)))", "constant")
-    if _mispassed(diagnostic):
-        said += ": a pointer to another address space is passed"
-    return Finding(KIND, file, diagnostic.location.line, said)
+    return Finding(KIND, file, diagnostic.location.line, said + _noted(diagnostic))
 
 
 def _unqualified(tokens: list[Token], file: str) -> list[Finding]:

@@ -9,6 +9,8 @@
 #define __METAL__ 1
 #define __METAL_VERSION__ 320
 #define METAL_FUNC inline
+#define INFINITY __builtin_inff()
+#define NAN __builtin_nanf("")
 
 using int8_t = signed char;
 using uint8_t = unsigned char;
@@ -60,6 +62,13 @@ M2_LIKE_EACH(simd_sum, simd_product, simd_max, simd_min, simd_and, simd_or)
 M2_LIKE_EACH(simd_xor, simd_shuffle, simd_shuffle_xor, simd_shuffle_down, simd_shuffle_up, simd_broadcast)
 M2_LIKE_EACH(simd_prefix_inclusive_sum, simd_prefix_exclusive_sum, simd_broadcast_first, quad_sum, quad_max, quad_min)
 M2_LIKE_EACH(popcount, clz, ctz, reverse_bits, rotate, mulhi)
+
+#define M2_TEST(name)          \
+  template <class T>           \
+  bool name(T);
+M2_TEST(isnan)
+M2_TEST(isinf)
+M2_TEST(isfinite)
 
 enum class mem_flags { mem_none, mem_device, mem_threadgroup };
 void threadgroup_barrier(mem_flags);
