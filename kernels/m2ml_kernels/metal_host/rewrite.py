@@ -24,7 +24,7 @@ _UNSUPPORTED = re.compile(
 )
 _HEADER = re.compile(r'\s*#\s*(?:include|import)\s*([<"])([^>"]+)[>"]')
 _KNOWN_HEADERS = re.compile(r"metal_\w+|simd/simd\.h|metal_stdlib")
-_UNSUPPORTED_HEADERS = re.compile(r"metal_(?:texture|tensor|raytracing|imageblocks?|cooperative_tensor)|Metal\w+/.*")
+_UNSUPPORTED_HEADERS = re.compile(r"metal_(?:tensor|cooperative_tensor)|Metal\w+/.*")
 
 FindHeader = Callable[[str], str | None]
 

@@ -15,19 +15,26 @@ inline float cosine_of_pi(float x) {
 }
 }  // namespace m2
 
-// One function of one argument, in one namespace, for every floating type and for vectors of it.
-#define M2_FOR_TYPES_1(name, value)                           \
+// One function of one argument, in one namespace, for every floating type and for vectors of it; `narrow` is its value
+// before it is rounded to half.
+#define M2_FOR_TYPES_1(name, value, narrow)                   \
   inline float name(float x) { return value; }                \
-  inline half name(half x) { return half(name(float(x))); }   \
+  inline half name(half h) {                                  \
+    float x = float(h);                                       \
+    return half(narrow);                                      \
+  }                                                           \
   inline bfloat name(bfloat x) { return bfloat(name(float(x))); } \
   template <class T, int N>                                   \
   inline vec<T, N> name(vec<T, N> x) {                        \
     for (int i = 0; i < N; ++i) x.data[i] = name(x.data[i]);  \
     return x;                                                 \
   }
-#define M2_FOR_TYPES_2(name, value)                                                    \
+#define M2_FOR_TYPES_2(name, value, narrow)                                            \
   inline float name(float x, float y) { return value; }                                \
-  inline half name(half x, half y) { return half(name(float(x), float(y))); }          \
+  inline half name(half g, half h) {                                                   \
+    float x = float(g), y = float(h);                                                  \
+    return half(narrow);                                                               \
+  }                                                                                    \
   inline bfloat name(bfloat x, bfloat y) { return bfloat(name(float(x), float(y))); }  \
   M2_FOR_VECTORS_2(name)
 #define M2_FOR_VECTORS_2(name)                                              \
@@ -44,7 +51,7 @@ inline float cosine_of_pi(float x) {
   inline vec<T, N> name(detail::same_t<T> x, vec<T, N> y) {                 \
     return name(vec<T, N>(x), y);                                           \
   }
-#define M2_FOR_TYPES_3(name, value)                                                                        \
+#define M2_FOR_TYPES_3(name, value, narrow)                                                                \
   inline float name(float x, float y, float z) { return value; }                                           \
   inline half name(half x, half y, half z) { return half(name(float(x), float(y), float(z))); }            \
   inline bfloat name(bfloat x, bfloat y, bfloat z) { return bfloat(name(float(x), float(y), float(z))); }  \
@@ -69,14 +76,15 @@ inline float cosine_of_pi(float x) {
 #else
 #define M2_CHOSEN fast
 #endif
-// The function in metal::precise, off by up to `ulps`, in metal::fast with its allowed error, and in metal.
-#define M2_MATH(arity, name, value, ulps, allowed)             \
-  namespace precise {                                          \
-  M2_FOR_TYPES_##arity(name, m2::off_by_ulps(value, ulps))     \
-  }                                                            \
-  namespace fast {                                             \
-  M2_FOR_TYPES_##arity(name, allowed)                          \
-  }                                                            \
+// The function in metal::precise, off by up to `ulps`, in metal::fast with its allowed error, and in metal. For half
+// there is one table, in which a function that is not correctly rounded is off by at most a unit.
+#define M2_MATH(arity, name, value, ulps, allowed)                                               \
+  namespace precise {                                                                            \
+  M2_FOR_TYPES_##arity(name, m2::off_by_ulps(value, ulps), m2::off_in_half(value, ulps))         \
+  }                                                                                              \
+  namespace fast {                                                                               \
+  M2_FOR_TYPES_##arity(name, allowed, m2::off_in_half(value, ulps))                              \
+  }                                                                                              \
   using M2_CHOSEN::name;
 
 namespace metal {
@@ -89,37 +97,40 @@ M2_EXACT(trunc, truncf(x))
 M2_EXACT(round, roundf(x))
 M2_EXACT(rint, rintf(x))
 M2_EXACT(fabs, fabsf(x))
-M2_ULPS(acos, acosf(x), 4.0f, 5.0f)
-M2_ULPS(acosh, acoshf(x), 4.0f, 5.0f)
-M2_ULPS(asin, asinf(x), 4.0f, 5.0f)
-M2_ULPS(asinh, asinhf(x), 4.0f, 5.0f)
-M2_ULPS(atan, atanf(x), 5.0f, 5.0f)
-M2_ULPS(atanh, atanhf(x), 5.0f, 5.0f)
-M2_ULPS(cosh, coshf(x), 4.0f, 5.0f)
-M2_ULPS(sinh, sinhf(x), 4.0f, 5.0f)
-M2_ULPS(tanh, tanhf(x), 5.0f, 5.0f)
-M2_ULPS(tan, tanf(x), 6.0f, 6.0f)
-M2_ULPS(sqrt, sqrtf(x), 0.0f, 2.0f)
-#undef M2_EXACT
-#undef M2_ULPS
 M2_MATH(1, rsqrt, float(1.0 / __builtin_sqrt(double(x))), 0.0f, m2::off_by_ulps(float(1.0 / __builtin_sqrt(double(x))), 2.0f))
 M2_MATH(1, exp, __builtin_expf(x), 4.0f, m2::exponent_noise(__builtin_expf(x), x))
 M2_MATH(1, exp2, __builtin_exp2f(x), 4.0f, m2::exponent_noise(__builtin_exp2f(x), x))
-M2_MATH(1, exp10, float(__builtin_pow(10.0, double(x))), 4.0f, m2::exponent_noise(float(__builtin_pow(10.0, double(x))), x))
-M2_MATH(1, log, __builtin_logf(x), 4.0f, m2::logarithm_noise(__builtin_logf(x), x))
-M2_MATH(1, log2, __builtin_log2f(x), 4.0f, m2::logarithm_noise(__builtin_log2f(x), x))
-M2_MATH(1, log10, __builtin_log10f(x), 4.0f, m2::logarithm_noise(__builtin_log10f(x), x))
+M2_MATH(1, log, __builtin_logf(x), 4.0f, m2::logarithm_noise(__builtin_logf(x), x, 0x1p-21f, 3.0f))
+M2_MATH(1, log2, __builtin_log2f(x), 4.0f, m2::logarithm_noise(__builtin_log2f(x), x, 0x1p-22f, 2.0f))
 M2_MATH(1, sin, __builtin_sinf(x), 4.0f, m2::circle_noise(__builtin_sinf(x)))
 M2_MATH(1, cos, __builtin_cosf(x), 4.0f, m2::circle_noise(__builtin_cosf(x)))
 M2_MATH(1, sinpi, m2::sine_of_pi(x), 4.0f, m2::circle_noise(m2::sine_of_pi(x)))
 M2_MATH(1, cospi, m2::cosine_of_pi(x), 4.0f, m2::circle_noise(m2::cosine_of_pi(x)))
-M2_MATH(1, tanpi, m2::sine_of_pi(x) / m2::cosine_of_pi(x), 6.0f, m2::off_by_ulps(m2::sine_of_pi(x) / m2::cosine_of_pi(x), 6.0f))
+M2_ULPS(acos, acosf(x), 4.0f, 5.0f)
+M2_ULPS(asin, asinf(x), 4.0f, 5.0f)
+M2_ULPS(atan, atanf(x), 5.0f, 5.0f)
+// Those that fast math builds of others.
+#define M2_BUILT(arity, name, value, ulps, by_others) M2_MATH(arity, name, value, ulps, m2::built(value, by_others))
+M2_BUILT(1, sqrt, __builtin_sqrtf(x), 0.0f, x == 0.0f || x == __builtin_inff() ? x : x * fast::rsqrt(x))
+M2_BUILT(1, exp10, float(__builtin_pow(10.0, double(x))), 4.0f, fast::exp2(x * 3.32192809488736234787f))
+M2_BUILT(1, log10, __builtin_log10f(x), 4.0f, fast::log2(x) * 0.301029995663981195214f)
+M2_BUILT(1, acosh, __builtin_acoshf(x), 4.0f, fast::log(x + fast::sqrt(x * x - 1.0f)))
+M2_BUILT(1, asinh, __builtin_asinhf(x), 4.0f, fast::log(x + fast::sqrt(x * x + 1.0f)))
+M2_BUILT(1, atanh, __builtin_atanhf(x), 5.0f, 0.5f * fast::log((1.0f + x) / (1.0f - x)))
+M2_BUILT(1, cosh, __builtin_coshf(x), 4.0f, 0.5f * (fast::exp(x) + fast::exp(-x)))
+M2_BUILT(1, sinh, __builtin_sinhf(x), 4.0f, 0.5f * (fast::exp(x) - fast::exp(-x)))
+M2_BUILT(1, tanh, __builtin_tanhf(x), 5.0f, (fast::exp(2.0f * x) - 1.0f) / (fast::exp(2.0f * x) + 1.0f))
+M2_BUILT(1, tan, __builtin_tanf(x), 6.0f, fast::sin(x) * (1.0f / fast::cos(x)))
+M2_BUILT(1, tanpi, m2::sine_of_pi(x) / m2::cosine_of_pi(x), 6.0f, fast::tan(x * 3.14159265358979323846f))
+M2_BUILT(2, pow, __builtin_powf(x, y), 16.0f, fast::exp2(y * fast::log2(x)))
+M2_BUILT(2, powr, __builtin_powf(x, y), 16.0f, fast::exp2(y * fast::log2(x)))
+M2_BUILT(2, atan2, __builtin_atan2f(x, y), 6.0f, fast::atan(x / y) + (y > 0.0f ? 0.0f : x < 0.0f ? -3.14159265358979323846f : 3.14159265358979323846f))
+#undef M2_BUILT
+#undef M2_EXACT
+#undef M2_ULPS
 M2_MATH(1, fract, __builtin_fminf(x - __builtin_floorf(x), 0x1.fffffep-1f), 0.0f, __builtin_fminf(x - __builtin_floorf(x), 0x1.fffffep-1f))
 M2_MATH(1, saturate, __builtin_fminf(__builtin_fmaxf(x, 0.0f), 1.0f), 0.0f, __builtin_fminf(__builtin_fmaxf(x, 0.0f), 1.0f))
 M2_MATH(1, sign, float((x > 0.0f) - (x < 0.0f)), 0.0f, float((x > 0.0f) - (x < 0.0f)))
-M2_MATH(2, atan2, __builtin_atan2f(x, y), 6.0f, m2::off_by_ulps(__builtin_atan2f(x, y), 5.0f))
-M2_MATH(2, pow, __builtin_powf(x, y), 16.0f, m2::exponent_noise(__builtin_powf(x, y), y * __builtin_log2f(__builtin_fabsf(x))))
-M2_MATH(2, powr, __builtin_powf(x, y), 16.0f, m2::exponent_noise(__builtin_powf(x, y), y * __builtin_log2f(x)))
 M2_MATH(2, fmod, __builtin_fmodf(x, y), 0.0f, __builtin_fmodf(x, y))
 M2_MATH(2, divide, x / y, 0.0f, m2::off_by_ulps(x / y, 2.5f))
 M2_MATH(2, fdim, __builtin_fdimf(x, y), 0.0f, __builtin_fdimf(x, y))
