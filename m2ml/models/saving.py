@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from m2ml.files import whole
 from m2ml.models.architectures import model_type
 from m2ml.models.checkpoints import Checkpoint
 from m2ml.models.checkpoints.folder import CONFIG, INDEX, SINGLE
@@ -96,26 +95,11 @@ def _made(target: Path) -> Iterator[Path]:
     """A folder to write into, which becomes ``target`` when all went well."""
     if target.exists():
         raise CheckpointError(f"{target} exists; give a folder that does not")
-    hidden = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        hidden.mkdir(parents=True)
-        yield hidden
-        _flush(hidden)
-        hidden.rename(target)
+        with whole(target, folder=True) as hidden:
+            yield hidden
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Files on the disk before the folder has its name."""
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class _Writer:

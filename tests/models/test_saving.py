@@ -191,6 +191,8 @@ def test_a_killed_conversion_leaves_no_folder(files: int, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
     left = [path for path in tmp_path.iterdir() if path.name != "model"]
     assert all(path.name.startswith(".out.") and not (path / "config.json").exists() for path in left)
+    converted(folder, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
 def test_gguf_becomes_a_folder(tmp_path: Path, tiny_of: Callable[[str], Tiny]) -> None:

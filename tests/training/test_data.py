@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import io
+import signal
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -65,6 +69,29 @@ def test_the_hash_is_checked_here_too(tmp_path):
     with pytest.raises(DataError, match="is not the file that m2ml pins"):
         fetch(SHAKESPEARE, download=download)
     assert list(cache_folder().iterdir()) == []
+
+
+#: Downloads half of a file and waits to be killed.
+HALF = """
+import sys
+from m2ml.data.fetch import Package, fetch
+def download(package, folder):
+    (folder / package.filename).write_bytes(b"half")
+    print("half", flush=True)
+    sys.stdin.read()
+fetch(Package(*sys.argv[1:]), download=download)
+"""
+
+
+def test_a_killed_download_leaves_nothing_that_the_next_one_takes_for_whole(registry):
+    package = make_wheel(registry, "hello")
+    command = [sys.executable, "-c", HALF, *dataclasses.astuple(package)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "half\n"
+        process.send_signal(signal.SIGKILL)
+    assert [path.name for path in cache_folder().iterdir()] == [f".{package.filename}.{process.pid}.partial"]
+    assert fetching.sha256_of(fetch(package)) == package.sha256
+    assert [path.name for path in cache_folder().iterdir()] == [package.filename]
 
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(registry):
