@@ -161,18 +161,37 @@ def _pieces(
     bits: Bits,
     statistics: Statistics,
 ) -> Iterator[Piece]:
-    """Each step is dispatched before the token of the one before is read, so that neither waits for the other."""
+    """Each step is dispatched before the token of the one before is read, so that neither waits for the other.
+
+    But the first, whose program may have to be compiled: the first token is there before it.
+    """
+
+    def step(tokens: Any) -> Any:
+        session.reserve(session.longest + 1)
+        return session.step(tokens, sampling, bits.next())
+
+    def added(tokens: Sequence[int]) -> list[Piece]:
+        pieces = [row.add(tokens[row.row]) for row in rows if not row.ended]
+        statistics.add(len(pieces))
+        return pieces
+
     session.read(new)
     tokens = session.choose(sampling, bits.next())
+    known = _known(tokens)
+    yield from added(known)
+    if all(row.ended for row in rows):
+        return
+    tokens = step(tokens)
+    session.wrote(known)
     while True:
-        session.reserve(session.longest + 1)
-        following = session.step(tokens, sampling, bits.next())
-        known = [int(token) for token in m2ml.get(tokens)]
-        going = [row for row in rows if not row.ended]
-        pieces = [row.add(known[row.row]) for row in going]
+        following = step(tokens)
+        known = _known(tokens)
         session.wrote(known)
-        statistics.add(len(pieces))
-        yield from pieces
+        yield from added(known)
         if all(row.ended for row in rows):
             return
         tokens = following
+
+
+def _known(tokens: Any) -> list[int]:
+    return [int(token) for token in m2ml.get(tokens)]

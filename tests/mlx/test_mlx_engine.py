@@ -115,6 +115,18 @@ def test_donated_buffers_are_reused():
     assert mx.get_peak_memory() - before < 4 * size
 
 
+def test_reading_an_older_result_dispatches_the_newer_one(monkeypatch):
+    """A decode step: the next is at work while the last token is read."""
+    step = m2ml.jit(lambda state, x: (state + x, state.sum()), donate_argnames="state").on("mlx")
+    state, first = step(mx.ones((3,)), np.float32(1))
+    state, second = step(state, first)
+    dispatched = []
+    monkeypatch.setattr(mx, "async_eval", lambda arrays: dispatched.extend(map(id, arrays)))
+    assert m2ml.get(first) == 3
+    assert dispatched == [id(state), id(second)]
+    assert m2ml.get(second) == 6
+
+
 def test_rematerialised_code_is_not_merged_with_what_it_repeats():
     def fn(x):
         return jax.grad(lambda x: jax.checkpoint(lambda y: jnp.sin(jnp.sin(y)).sum())(x))(x)

@@ -30,7 +30,7 @@ class MlxBackend:
     """Runs programs on MLX.
 
     MLX's streams belong to threads, so results are dispatched before a call returns and can be used from any
-    thread. A program with donated arguments is dispatched at the next call instead, or when a result is read:
+    thread. A program with donated arguments is dispatched at the next call instead, or when any array is read:
     by then the caller has let go of what it donated, and MLX reuses the buffers. Such results must be waited
     for (`m2ml.wait`) before another thread reads them.
     """
@@ -146,6 +146,7 @@ class MlxBackend:
         return convert.from_host(array)
 
     def to_host(self, array: mx.array) -> np.ndarray[Any, Any]:
+        self._flush()  # whoever reads an older result waits while MLX works on
         return convert.to_host(array)
 
     def owns(self, array: Any) -> bool:
