@@ -16,6 +16,7 @@ from flax import nnx
 from m2ml import ops
 from m2ml.models.decoder_config import DecoderConfig, LayerConfig, Rope
 from m2ml.models.experts import Experts
+from m2ml.models.functional import traced_once
 from m2ml.models.kv_cache import KVCache, LayerCache
 from m2ml.models.layers import modules
 from m2ml.models.projection import Linear, Table, gate_and_up, value_of
@@ -170,7 +171,7 @@ class Decoder(nnx.Module):
         x = self._embedded(tokens, starts)
         held: list[Any] = []
         for i, block in enumerate(self.blocks):
-            x, layer = block(x, starts, counts, None if cache is None else cache.layers[i])
+            x, layer = traced_once(block, x, starts, counts, None if cache is None else cache.layers[i])
             held.append(layer)
         if cache is not None:
             cache = replace(cache, layers=tuple(held), lengths=starts + counts)

@@ -19,7 +19,7 @@ Params = Any
 class Functional:
     """``init(key) -> params`` and ``apply(params, *inputs) -> outputs``; both can be traced."""
 
-    make: Callable[[nnx.Rngs], Any]
+    make: Callable[[Any], Any]
 
     def init(self, key: jax.Array) -> Params:
         """Initial parameters drawn from a typed random key (``jax.random.key``)."""
@@ -34,13 +34,37 @@ class Functional:
 
     @functools.cached_property
     def _abstract(self) -> tuple[Any, Any]:
-        """The module's structure and its state without values; making a deep module takes longer than tracing it."""
-        split: tuple[Any, Any] = nnx.split(nnx.eval_shape(lambda: self.make(nnx.Rngs(0))))
+        """The module's structure and its state without values."""
+        split: tuple[Any, Any] = nnx.split(nnx.eval_shape(lambda: self.make(_OneKey(jax.random.key(0)))))
         return split
 
     def shapes(self) -> Params:
         """The parameters as `jax.ShapeDtypeStruct`, without computing any."""
         return jax.eval_shape(self.init, jax.random.key(0))
+
+
+class _OneKey:
+    """In place of `nnx.Rngs` where only shapes matter: under tracing, counting keys takes longer than all the rest."""
+
+    def __init__(self, key: jax.Array) -> None:
+        self._key = key
+
+    def __call__(self) -> jax.Array:
+        return self._key
+
+    def __getattr__(self, stream: str) -> _OneKey:
+        return self
+
+
+def traced_once(module: nnx.Module, *args: Any) -> Any:
+    """``module(*args)``, traced and lowered once for all modules of one structure: the layers of a deep model."""
+    graph, state = nnx.split(module)
+    return _merged(graph, state, args)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _merged(graph: Any, state: Any, args: tuple[Any, ...]) -> Any:
+    return nnx.merge(graph, state)(*args)
 
 
 def functional(module: Callable[..., Any], config: Any) -> Functional:
