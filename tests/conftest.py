@@ -1,4 +1,5 @@
-"""What every test shares: MLX without its compiler, a cache folder of its own, deterministic hypothesis.
+"""What every test shares: MLX without its compiler, programs compiled anew, a cache folder of its own, and
+deterministic hypothesis.
 
 At the end of a run stands a table of the implementations that ran the samples of ops.
 """
@@ -9,6 +10,7 @@ from collections import Counter, defaultdict
 
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 os.environ["M2ML_CACHE"] = tempfile.mkdtemp(prefix="m2ml-tests-")
 
 import jax

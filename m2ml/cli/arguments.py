@@ -1,14 +1,16 @@
-"""What commands are told about functions: ``MODULE:FUNCTION``, and arguments as types or files."""
+"""What commands are told: functions as ``MODULE:FUNCTION``, arguments as types or files, options that they share."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
+import inspect
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -24,6 +26,33 @@ Arguments = Annotated[
         metavar="TYPE|FILE",
     ),
 ]
+
+
+def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` as typer reads it: a parameter that is a dataclass becomes an option for each of its fields."""
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    hints = get_type_hints(command, include_extras=True)
+    for parameter in inspect.signature(command).parameters.values():
+        kind = hints[parameter.name]
+        if not dataclasses.is_dataclass(kind):
+            parameters.append(parameter.replace(annotation=kind, kind=parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = kind
+        of_fields = get_type_hints(kind, include_extras=True)
+        parameters += [
+            inspect.Parameter(f.name, parameter.KEYWORD_ONLY, default=f.default, annotation=of_fields[f.name])
+            for f in dataclasses.fields(kind)
+        ]
+
+    def run(**given: Any) -> None:
+        made = {n: kind(**{f.name: given.pop(f.name) for f in dataclasses.fields(kind)}) for n, kind in groups.items()}
+        command(**made, **given)
+
+    run.__doc__ = command.__doc__
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
 
 
 def function_of(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import pytest
 import tiny_checkpoints
 import tokenizers
+from rich.console import Console
 from tokenizers import models, pre_tokenizers
 from typer.testing import CliRunner, Result
 
 from m2ml.cli import app
+from m2ml.cli.page import Page
 from m2ml.models.tokenizer import Tokenizer, saved
 
 
@@ -56,6 +59,20 @@ def test_chat_answers_once(folder: Path) -> None:
     answer = run("chat", folder, "--prompt", "w7", "--max-tokens", 2)
     assert answer.exit_code == 0, answer.output
     assert "2 written" in answer.stderr
+
+
+def test_a_terminal_shows_the_speed_under_the_text_until_it_is_whole() -> None:
+    screen = io.StringIO()
+    page = Page("9 tokens/s", Console(file=screen, force_terminal=True, width=60), together=True)
+    with page:
+        page.write("one line\nand ano")
+        assert "one line\n" in screen.getvalue()
+        assert "and ano\n" in screen.getvalue()
+        assert "[9 tokens/s]" in screen.getvalue()
+        page.write("ther")
+    below = screen.getvalue().rpartition("\x1b[2K")[2]  # what stands there when the display has been cleared
+    assert below.endswith("and another")
+    assert "tokens/s" not in below
 
 
 def test_mistakes_get_one_sentence(folder: Path, tmp_path: Path) -> None:
