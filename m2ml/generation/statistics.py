@@ -19,28 +19,25 @@ class Statistics:
     prompt_tokens: int = 0
     tokens: int = 0
     _began: float = field(default_factory=time.perf_counter)
-    _first: float | None = None
-    _last: float | None = None
-    _first_count: int = 0
+    _moments: list[tuple[float, int]] = field(default_factory=list)  #: first, second and last, and the tokens by then
 
     def add(self, count: int) -> None:
-        """``count`` tokens have come."""
-        self._last = time.perf_counter()
+        """``count`` tokens have come, one of each row that goes on."""
         self.tokens += count
-        if self._first is None:
-            self._first, self._first_count = self._last, self.tokens
+        self._moments[2:] = [(time.perf_counter(), self.tokens)]
 
     @property
     def first_token_seconds(self) -> float | None:
         """From the call to the first token, compilation included."""
-        return None if self._first is None else self._first - self._began
+        return self._moments[0][0] - self._began if self._moments else None
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of all rows together, after the first token of each."""
-        if self._first is None or self._last is None or self._last <= self._first:
+        """Of all rows together, after the second token of each: the step of the second may have to be compiled."""
+        if len(self._moments) < 3:
             return None
-        return (self.tokens - self._first_count) / (self._last - self._first)
+        (began, before), (ended, tokens) = self._moments[1:]
+        return (tokens - before) / max(ended - began, 1e-9)
 
     @property
     def peak_memory(self) -> int:
