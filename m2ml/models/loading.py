@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def load_params(checkpoint: Checkpoint, config: DecoderConfig, *, backend: str, 
     tree: dict[Any, Any] = {}
     for path, value in read_params(checkpoint, config):
         parts = value if isinstance(value, tuple) else (value,)
-        ready = tuple(_converted(part, config, dequantize=dequantize) for part in parts)
+        ready = tuple(converted(part, config.dtype, dequantize=dequantize) for part in parts)
         put(tree, path, to_backend(ready if isinstance(value, tuple) else ready[0], backend))
         checkpoint.release()
     return tree
@@ -54,18 +54,18 @@ def read_params(checkpoint: Checkpoint, config: DecoderConfig) -> Iterator[tuple
     """Each parameter by its path, as NumPy arrays, `Quantized` arrays of them, or tuples of parts."""
     settings = checkpoint.settings
     spelling = checkpoint.spelling[model_type(settings)]
-    names = _Names(checkpoint, spelling)
+    names = Names(checkpoint, spelling.aliases)
     wanted = list(sources(config, spelling, names))
     _check_left_over(checkpoint, spelling, config, {names[t.name] for s in wanted for t in s.parts if t.name in names})
     for source in wanted:
-        yield source.path, source.joined([_read(checkpoint, names, tensor) for tensor in source.parts])
+        yield source.path, source.joined([read_tensor(checkpoint, names, tensor) for tensor in source.parts])
 
 
-class _Names(Mapping[str, str]):
+class Names(Mapping[str, str]):
     """The name of a tensor in this checkpoint by its usual one, whose beginning may be spelled otherwise."""
 
-    def __init__(self, checkpoint: Checkpoint, spelling: Spelling) -> None:
-        self._shapes, self._aliases = checkpoint.shapes, spelling.aliases
+    def __init__(self, checkpoint: Checkpoint, aliases: Sequence[tuple[str, str]]) -> None:
+        self._shapes, self._aliases = checkpoint.shapes, aliases
 
     def __getitem__(self, name: str) -> str:
         for candidate in (name, *(name.replace(old, new, 1) for old, new in self._aliases if old in name)):
@@ -83,6 +83,11 @@ class _Names(Mapping[str, str]):
 def _check_left_over(checkpoint: Checkpoint, spelling: Spelling, config: DecoderConfig, used: set[str]) -> None:
     ignored = (*spelling.ignored, *((f"{spelling.head}.weight",) if config.tied else ()))
     left = [n for n in checkpoint.shapes if n not in used and not n.endswith(ignored) and not _of_images(n, checkpoint)]
+    refuse_left_over(checkpoint, left)
+
+
+def refuse_left_over(checkpoint: Checkpoint, left: Sequence[str]) -> None:
+    """Raise `CheckpointError` where tensors are ``left`` that no parameter is made of."""
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise CheckpointError(
@@ -96,7 +101,8 @@ def _of_images(name: str, checkpoint: Checkpoint) -> bool:
     return seeing and ("vision_tower" in name or "multi_modal_projector" in name)
 
 
-def _read(checkpoint: Checkpoint, names: _Names, tensor: Tensor) -> Any:
+def read_tensor(checkpoint: Checkpoint, names: Mapping[str, str], tensor: Tensor) -> Any:
+    """The tensor that a parameter is made of. Raises `CheckpointError` where it is missing or not what it must be."""
     if tensor.name not in names:
         raise CheckpointError(f"{checkpoint.path} has no tensor {tensor.name}, which its configuration asks for")
     name = names[tensor.name]
@@ -138,8 +144,9 @@ def _check_finite(array: Any, where: str) -> None:
             raise CheckpointError(f"{where} holds {float(flat[at])} at element {at}; its weights must be finite")
 
 
-def _converted(value: Any, config: DecoderConfig, *, dequantize: bool) -> Any:
-    dtype = jnp.dtype(config.dtype)
+def converted(value: Any, name: str, *, dequantize: bool = False) -> Any:
+    """An array in the dtype of this name; a `Quantized` one stays packed unless ``dequantize``."""
+    dtype = jnp.dtype(name)
     if isinstance(value, Quantized):
         if dequantize:
             return dequantized(value).astype(dtype)

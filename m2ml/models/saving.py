@@ -32,7 +32,7 @@ from m2ml.ops import Quantized
 #: Bytes of tensors in one file; a larger model is written as several.
 SHARD = 4 << 30
 
-_DTYPES: Mapping[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+DTYPES: Mapping[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def convert(
     ``extra(folder)`` writes more files, such as the tokenizer. Raises `CheckpointError` where ``target`` exists, and
     what reading the checkpoint raises; then nothing is left there.
     """
-    if dtype is not None and dtype not in _DTYPES:
-        raise CheckpointError(f"weights are written in {', '.join(_DTYPES)}; got {dtype}")
+    if dtype is not None and dtype not in DTYPES:
+        raise CheckpointError(f"weights are written in {', '.join(DTYPES)}; got {dtype}")
     if checkpoint.spelling is not HUGGING_FACE:
         dtype = dtype or "float32"
         if any(block.rope and block.rope.factors for block in config.blocks):
@@ -78,20 +78,20 @@ def convert(
                 f"{checkpoint.path} scales its rotary positions by factors of its own, for which a configuration of"
                 " transformers has no word; m2ml runs it as it is"
             )
-    with _made(target) as folder:
+    with made(target) as folder:
         writer = _Writer(folder, checkpoint, config, dtype, quantise, dequantise)
         spelled = {s.path: s for s in sources(config, HUGGING_FACE[model_type(checkpoint.settings)])}
         for path, value in read_params(checkpoint, config):
             writer.add(spelled[path], value)
             checkpoint.release()
-        writer.finish()
+        written = writer.finish()
         if extra is not None:
             extra(folder)
-        return Written(writer.bytes, writer.largest_change)
+        return Written(written, writer.largest_change)
 
 
 @contextlib.contextmanager
-def _made(target: Path) -> Iterator[Path]:
+def made(target: Path) -> Iterator[Path]:
     """A folder to write into, which becomes ``target`` when all went well."""
     if target.exists():
         raise CheckpointError(f"{target} exists; give a folder that does not")
@@ -102,8 +102,44 @@ def _made(target: Path) -> Iterator[Path]:
         raise CheckpointError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
+class Files:
+    """Collects tensors and writes them to a folder, a file at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tensors: dict[str, Any] = {}
+        self._held = 0
+        self._written: list[tuple[str, list[str]]] = []
+        self.bytes = 0
+
+    def hold(self, name: str, array: Any) -> None:
+        if self._held and self._held + array.nbytes > SHARD:
+            self._write()
+        # A copy: the pages of the checkpoint are let go once a parameter is done.
+        self._tensors[name] = np.array(array, order="C")
+        self._held += array.nbytes
+
+    def _write(self) -> None:
+        name = f"model-{len(self._written) + 1:05d}.safetensors"
+        save_file(self._tensors, self._folder / name, {"format": "pt"})
+        self._written.append((name, list(self._tensors)))
+        self.bytes += self._held
+        self._tensors, self._held = {}, 0
+
+    def finish(self, configuration: Mapping[str, Any]) -> None:
+        """The last file, the index where there are several, and the configuration."""
+        self._write()
+        if len(self._written) == 1:
+            (self._folder / self._written[0][0]).rename(self._folder / SINGLE)
+        else:
+            places = {name: file for file, names in self._written for name in names}
+            index = {"metadata": {"total_size": self.bytes}, "weight_map": places}
+            (self._folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+        (self._folder / CONFIG).write_text(json.dumps(configuration, indent=1), encoding="utf-8")
+
+
 class _Writer:
-    """Collects tensors and writes them, a file at a time."""
+    """What becomes of each parameter of a decoder, for `Files` to write."""
 
     def __init__(
         self,
@@ -114,13 +150,10 @@ class _Writer:
         quantise: Format | None,
         dequantise: bool,
     ) -> None:
-        self._folder, self._checkpoint, self._config = folder, checkpoint, config
+        self._files, self._checkpoint, self._config = Files(folder), checkpoint, config
         self._dtype, self._quantise, self._dequantise = dtype, quantise, dequantise
-        self._tensors: dict[str, Any] = {}
-        self._held = 0
-        self._files: list[tuple[str, list[str]]] = []
         self._formats: dict[str, Format] = {}
-        self.bytes, self.largest_change = 0, 0.0
+        self.largest_change = 0.0
 
     def add(self, source: Source, value: Any) -> None:
         if source.transposed and isinstance(value, Quantized):  # packed rows cannot be turned
@@ -173,42 +206,22 @@ class _Writer:
 
     def _add(self, name: str, value: Any) -> None:
         if not isinstance(value, Quantized):
-            return self._hold(name, self._floating(value))
+            return self._files.hold(name, self._floating(value))
         stem = name.removesuffix(".weight")
         self._formats[stem] = Format(value.bits, value.group_size, value.mode)
-        self._hold(name, value.packed)
-        self._hold(f"{stem}.scales", value.scales if value.mode == "mxfp4" else self._floating(value.scales))
+        self._files.hold(name, value.packed)
+        self._files.hold(f"{stem}.scales", value.scales if value.mode == "mxfp4" else self._floating(value.scales))
         if value.biases is not None:
-            self._hold(f"{stem}.biases", self._floating(value.biases))
+            self._files.hold(f"{stem}.biases", self._floating(value.biases))
         return None
 
     def _floating(self, value: Any) -> Any:
-        return value if self._dtype is None else value.astype(_DTYPES[self._dtype])
+        return value if self._dtype is None else value.astype(DTYPES[self._dtype])
 
-    def _hold(self, name: str, array: Any) -> None:
-        if self._held and self._held + array.nbytes > SHARD:
-            self._write()
-        # A copy: the pages of the checkpoint are let go once a parameter is done.
-        self._tensors[name] = np.array(array, order="C")
-        self._held += array.nbytes
-
-    def _write(self) -> None:
-        name = f"model-{len(self._files) + 1:05d}.safetensors"
-        save_file(self._tensors, self._folder / name, {"format": "pt"})
-        self._files.append((name, list(self._tensors)))
-        self.bytes += self._held
-        self._tensors, self._held = {}, 0
-
-    def finish(self) -> None:
-        """The last file, the index where there are several, and the configuration."""
-        self._write()
-        if len(self._files) == 1:
-            (self._folder / self._files[0][0]).rename(self._folder / SINGLE)
-        else:
-            places = {name: file for file, names in self._files for name in names}
-            index = {"metadata": {"total_size": self.bytes}, "weight_map": places}
-            (self._folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
-        (self._folder / CONFIG).write_text(json.dumps(self._configuration(), indent=1), encoding="utf-8")
+    def finish(self) -> int:
+        """Write what is left; the bytes of all weights."""
+        self._files.finish(self._configuration())
+        return self._files.bytes
 
     def _configuration(self) -> dict[str, Any]:
         """The checkpoint's own, with what changed."""

@@ -36,6 +36,14 @@ class Settings:
             raise self.wrong(name, value, f"it must be a whole number from 1 to {most}")
         return value
 
+    def integers(self, name: str, default: Any = _MISSING, *, most: int = 2**31 - 1) -> tuple[int, ...]:
+        """Whole numbers from 1 to ``most``, at most as many."""
+        value = self._needed(name, default)
+        fits = isinstance(value, list | tuple) and len(value) <= most
+        if not fits or not all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= most for n in value):
+            raise self.wrong(name, value, f"it must be a list of whole numbers from 1 to {most}")
+        return tuple(value)
+
     def number(self, name: str, default: Any = _MISSING) -> float:
         """A finite number."""
         value = self._needed(name, default)

@@ -48,6 +48,7 @@ class Source:
     """A parameter and the tensors it is made of: ``parts`` joined along rows, or one per expert, stacked.
 
     ``orders`` are those of the rows of each part, None where they stay. ``transposed``: they are stored ``[in, out]``.
+    ``axes``: the stored ones in the parameter's order, where that is another.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Source:
     orders: tuple[Order | None, ...] = ()
     transposed: bool = False
     experts: int = 0
+    axes: tuple[int, ...] = ()
 
     @property
     def _expert_by_expert(self) -> bool:
@@ -63,6 +65,8 @@ class Source:
     def joined(self, tensors: Sequence[Any]) -> Any:
         """The parameter: an array or a `Quantized` one, or a tuple where the parts are of different formats."""
         found = [x.T for x in tensors] if self.transposed else list(tensors)
+        if self.axes:
+            found = [x.transpose(self.axes) for x in found]
         for i, order in enumerate(self.orders):
             if order is not None:
                 found[i] = _taken(found[i], order.taken())

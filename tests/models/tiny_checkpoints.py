@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,19 @@ def golden() -> dict[str, Any]:
     return json.loads(GOLDEN.read_text(encoding="utf-8"))
 
 
-def write(folder: Path, case: dict[str, Any], *, shards: int = 1, dtype: str = "float32") -> Path:
+def write(
+    folder: Path,
+    case: dict[str, Any],
+    *,
+    shards: int = 1,
+    dtype: str = "float32",
+    make: Callable[[str, tuple[int, ...]], Any] = weight,
+) -> Path:
     """The checkpoint of a case of `golden` as a Hugging Face folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(case["config"]), encoding="utf-8")
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-    tensors = {name: weight(name, tuple(shape)).astype(kind) for name, shape in case["tensors"].items()}
+    tensors = {name: make(name, tuple(shape)).astype(kind) for name, shape in case["tensors"].items()}
     if shards == 1:
         save_file(tensors, folder / "model.safetensors")
         return folder
