@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import typer
 
-from m2ml.cli import compare, conformance, convert, demo, fuzz, inspect, kernel, language, train, tune, verify
+from m2ml.cli import (
+    classify,
+    compare,
+    conformance,
+    convert,
+    demo,
+    embed,
+    fuzz,
+    inspect,
+    kernel,
+    language,
+    train,
+    tune,
+    verify,
+)
 
 app = typer.Typer(
     name="m2ml",
@@ -17,6 +31,8 @@ app.command("demo")(demo.command)
 app.add_typer(train.app, name="train")
 app.command("generate")(language.generate)
 app.command("chat")(language.chat)
+app.command("embed")(embed.command)
+app.command("classify")(classify.command)
 app.command("convert")(convert.convert)
 app.command("quantize")(convert.quantize)
 app.command("backends")(inspect.backends)

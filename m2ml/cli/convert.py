@@ -1,4 +1,4 @@
-"""``m2ml convert`` and ``m2ml quantize``: a language model in another form."""
+"""``m2ml convert`` and ``m2ml quantize``: a model in another form."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from m2ml.cli.console import plain_errors
 
 if TYPE_CHECKING:
+    from m2ml.models.checkpoints import Checkpoint
     from m2ml.models.saving import Format
 
 Model = Annotated[Path, typer.Argument(help="Hugging Face folder, MLX-quantised folder or .gguf file.")]
@@ -26,7 +27,7 @@ def convert(
     dtype: Dtype = None,
     dequantize: Annotated[bool, typer.Option("--dequantize", help="Write quantised weights as numbers.")] = False,
 ) -> None:
-    """Write a language model as a Hugging Face folder: config.json, safetensors and its tokenizer.
+    """Write a model as a Hugging Face folder: config.json, safetensors and its tokenizer.
 
     Quantised weights are written as MLX packs them, which mlx-lm reads; with --dequantize as numbers, which
     transformers reads. The folder appears when it is whole.
@@ -64,11 +65,14 @@ def quantize(
 def _write(model: Path, out: Path, dtype: str | None, quantise: Format | None, dequantise: bool) -> None:
     from m2ml.generation.language_model import tokenizer_of
     from m2ml.models.checkpoints import open_checkpoint
+    from m2ml.models.families import FAMILIES, kind_of
     from m2ml.models.loading import config_of
     from m2ml.models.saving import convert
     from m2ml.models.tokenizer import saved
 
     checkpoint = open_checkpoint(model)
+    if kind_of(checkpoint.settings) in FAMILIES:
+        return _write_family(checkpoint, out, dtype, quantise)
     tokenizer = tokenizer_of(checkpoint)
     written = convert(
         checkpoint,
@@ -81,3 +85,16 @@ def _write(model: Path, out: Path, dtype: str | None, quantise: Format | None, d
     )
     moved = f"; a weight moved by up to {written.largest_change:.1%} of its tensor's largest" if quantise else ""
     typer.echo(f"wrote {out}: {written.bytes / 1e6:,.1f} MB of weights{moved}")
+    return None
+
+
+def _write_family(checkpoint: Checkpoint, out: Path, dtype: str | None, quantise: Format | None) -> None:
+    from m2ml.models.families import kind_of
+    from m2ml.models.saving_family import convert_family
+    from m2ml.models.settings import CheckpointError
+
+    if quantise is not None:
+        kind = kind_of(checkpoint.settings)
+        raise CheckpointError(f"{checkpoint.path} is a {kind}; m2ml quantises language models only")
+    written = convert_family(checkpoint, out, dtype=dtype)
+    typer.echo(f"wrote {out}: {written.bytes / 1e6:,.1f} MB of weights")

@@ -1,16 +1,31 @@
 """Models written once in Flax NNX, their checkpoints, and the bridge from a module to pure functions."""
 
+from m2ml.models.clip import CLIP as CLIP
+from m2ml.models.clip import CLIPConfig as CLIPConfig
 from m2ml.models.cnn import CNN as CNN
 from m2ml.models.cnn import CNNConfig as CNNConfig
+from m2ml.models.convnext import ConvNeXt as ConvNeXt
+from m2ml.models.convnext import ConvNeXtConfig as ConvNeXtConfig
 from m2ml.models.decoder import Decoder as Decoder
 from m2ml.models.decoder_config import DecoderConfig as DecoderConfig
 from m2ml.models.decoder_config import ExpertsConfig as ExpertsConfig
 from m2ml.models.decoder_config import LayerConfig as LayerConfig
 from m2ml.models.decoder_config import Rope as Rope
+from m2ml.models.efficientnet_lite import EfficientNetLite as EfficientNetLite
+from m2ml.models.efficientnet_lite import EfficientNetLiteConfig as EfficientNetLiteConfig
+from m2ml.models.encoder import Encoder as Encoder
+from m2ml.models.encoder import EncoderConfig as EncoderConfig
 from m2ml.models.functional import Functional as Functional
 from m2ml.models.functional import functional as functional
 from m2ml.models.functional import parameter_count as parameter_count
 from m2ml.models.gpt import GPT as GPT
 from m2ml.models.gpt import GPTConfig as GPTConfig
+from m2ml.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
+from m2ml.models.mobilenet_v2 import MobileNetV2Config as MobileNetV2Config
+from m2ml.models.resnet import ResNet as ResNet
+from m2ml.models.resnet import ResNetConfig as ResNetConfig
 from m2ml.models.settings import CheckpointError as CheckpointError
 from m2ml.models.tokenizer import Tokenizer as Tokenizer
+from m2ml.models.transformer import TransformerConfig as TransformerConfig
+from m2ml.models.vit import ViT as ViT
+from m2ml.models.vit import ViTConfig as ViTConfig

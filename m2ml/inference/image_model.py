@@ -1,0 +1,105 @@
+"""A model of images with its preprocessing, its classes and its parameters on a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+import m2ml
+from m2ml.inference.preprocessing import PREPROCESSOR, Preprocessing, of_timm, preprocessing_of
+from m2ml.models.checkpoints import Checkpoint
+from m2ml.models.checkpoints.folder import read_json
+from m2ml.models.family import Family
+from m2ml.models.functional import functional
+from m2ml.models.settings import CheckpointError, Settings
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class that a picture may be of: its number, its name (or its number again), and how likely it is."""
+
+    number: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, eq=False)
+class ImageModel:
+    """``params`` are arrays of ``backend``; ``labels`` name the classes, as far as the checkpoint does."""
+
+    name: str
+    module: Any
+    config: Any
+    params: Any
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    backend: str
+
+    def __call__(self, images: Any, /) -> Any:
+        """Logits ``[b, classes]``, or features where there is no classifier, of float32 ``[b, height, width, 3]``."""
+        return self._call(self.params, jnp.asarray(images, jnp.float32))
+
+    def classify(self, pictures: Sequence[Any], *, top: int = 5) -> list[list[Guess]]:
+        """The likeliest classes of each picture: paths, Pillow images, or uint8 ``[height, width, 3]``."""
+        if self.config.classes is None:
+            raise CheckpointError(f"{self.name} has no classifier; it gives features")
+        return likeliest(m2ml.get(self(self.preprocessing.batch(pictures))), self.labels, top)
+
+    def features(self, pictures: Sequence[Any]) -> Any:
+        """One vector for each picture, NumPy float32 ``[pictures, embed]``: what a classifier reads."""
+        return np.asarray(m2ml.get(self._features(self.params, self.preprocessing.batch(pictures))))
+
+    @cached_property
+    def _call(self) -> Any:
+        return m2ml.jit(functional(self.module, self.config).apply, backend=self.backend)
+
+    @cached_property
+    def _features(self) -> Any:
+        apply = functional(self.module, self.config).apply
+        return m2ml.jit(lambda params, images: apply(params, images, method="features"), backend=self.backend)
+
+
+def likeliest(logits: Any, labels: Sequence[str], top: int) -> list[list[Guess]]:
+    """For each row of logits the ``top`` likeliest classes, the likeliest first."""
+    logits = np.asarray(logits, np.float64)
+    if top < 1:
+        raise CheckpointError(f"top is {top}; it must be at least 1")
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    return [
+        [Guess(int(i), labels[i] if i < len(labels) else str(i), float(row[i])) for i in np.argsort(-row)[:top]]
+        for row in shares
+    ]
+
+
+def image_model(checkpoint: Checkpoint, family: Family, config: Any, params: Any, backend: str) -> ImageModel:
+    """The model of a folder, with what ``preprocessor_config.json`` and ``id2label`` say."""
+    labels = checkpoint.settings.part("id2label").values
+    named = tuple(str(labels.get(str(i), i)) for i in range(config.classes or 0)) if labels else ()
+    return ImageModel(
+        checkpoint.path.name,
+        family.module,
+        config,
+        params,
+        _preprocessing(checkpoint, config.image_size),
+        named,
+        backend,
+    )
+
+
+def _preprocessing(checkpoint: Checkpoint, size: tuple[int, int]) -> Preprocessing:
+    if "pretrained_cfg" in checkpoint.settings.values and not (checkpoint.path / PREPROCESSOR).exists():
+        return of_timm(checkpoint.settings.part("pretrained_cfg"), size)
+    return preprocessing_of(preprocessor(checkpoint.path), size)
+
+
+def preprocessor(folder: Path) -> Settings:
+    """``preprocessor_config.json``, empty where there is none."""
+    path = folder / PREPROCESSOR
+    return Settings(read_json(path) if path.exists() else {}, str(path))
