@@ -129,7 +129,8 @@ def test_atomics_are_counted_and_still_right():
     body = """device atomic_uint* z = (device atomic_uint*)y;
       atomic_fetch_add_explicit(z, i, memory_order_relaxed); atomic_fetch_max_explicit(z + 1, i, memory_order_relaxed);
       atomic_store_explicit(z + 2, 7, memory_order_relaxed);"""
-    y, result = run(compiled(body, variant=COUNTED), X, out=np.uint32)
+    y, result = run(compiled(body, variant=COUNTED), X)
+    y = y.view(np.uint32)
     fresh = 0xFFFFFFFF  # what uninitialized memory holds
     assert y[:3].tolist() == [(fresh + sum(range(64))) % 2**32, fresh, 7]
     assert result.counts.buffers[1].distinct_stored == 12

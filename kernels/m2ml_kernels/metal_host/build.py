@@ -69,6 +69,25 @@ class Kernel:
     variant: Variant
     file: str
 
+    def held(self) -> dict[int, tuple[str, int]]:
+        """The kind of the numbers in each buffer, as ``shim/m2/entry.h`` has it, and their bytes."""
+        told = _contents(self.built.path, len(self.signature.parameters))
+        return {
+            parameter.index: (chr(kind), size)
+            for parameter, kind, size in zip(self.signature.parameters, told[::2], told[1::2], strict=True)
+            if parameter.source == "buffer" and chr(kind) != "-"
+        }
+
+
+@functools.lru_cache(maxsize=1024)
+def _contents(path: Path, parameters: int) -> bytes:
+    compiled = path.read_bytes()
+    start = compiled.index(_CONTENTS) + len(_CONTENTS)
+    return compiled[start : start + 2 * parameters]
+
+
+_CONTENTS = b"m2:contents="
+
 
 @dataclass(frozen=True)
 class Source:
@@ -128,6 +147,7 @@ extern "C" {{ const m2::host* m2_host; }}
 #line 1 "{file}"
 {body}
 #line 1 "the entry of {signature.name}"
+extern "C" {{ extern const auto m2_contents = m2::contents_of(&{chosen}); }}
 extern "C" void m2_entry(void* const* buffers, void* const* memory, const m2::thread_info* self) {{
   static constexpr m2::slot slots[] = {{{slots}}};
   m2::call(&{chosen}, slots, buffers, memory, *self);

@@ -149,7 +149,25 @@ def _check(
         )
     if missing := sorted(set(kernel.signature.indices("threadgroup")) - set(memory)):
         raise InvalidLaunch(f"{name}: the size of threadgroup memory {missing[0]} is not given")
+    for index, held in kernel.held().items():
+        if index in buffers and not _fits(buffers[index].dtype, *held):
+            wanted, given = _NAMES.get(held, f"int{8 * held[1]} or uint{8 * held[1]}"), buffers[index].dtype.name
+            raise InvalidLaunch(f"{name}: buffer {index} ('{names[index]}') is of {wanted}; got {given}")
     return names
+
+
+_NAMES = {("f", 4): "float32", ("f", 2): "float16", ("b", 2): "bfloat16 (or uint16, its bits)", ("?", 1): "bool"}
+
+
+def _fits(dtype: np.dtype, kind: str, size: int) -> bool:
+    """Whether an array of ``dtype`` can be what a kernel takes for numbers of that kind; bytes can be anything."""
+    if dtype.itemsize == 1 or size == 1:
+        return True
+    if dtype.itemsize != size:
+        return False
+    if kind == "b":
+        return dtype.kind == "u" or dtype.name == "bfloat16"
+    return dtype.kind in {"f": "f", "i": "iu"}[kind]
 
 
 def _listed(names: Mapping[int, str]) -> str:

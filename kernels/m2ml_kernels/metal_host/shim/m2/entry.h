@@ -103,6 +103,44 @@ inline void call(void (*kernel)(A...), const slot* slots, void* const* buffers, 
   invocation<A...>{kernel, argument<A>::get(*next++, buffers, memory, t)...};
 }
 
+// What each parameter's memory holds, to be found in the compiled object by its mark: the kind of its numbers ('f'
+// float and half, 'b' bfloat, 'i' integers, '?' bool, '-' what no array is checked against) and their bytes.
+struct held {
+  char kind, bytes;
+};
+template <class T>
+struct numbers_of {
+  using type = metal::scalar_of_t<T>;
+};
+template <class T, int N>
+struct numbers_of<metal::packed_vec<T, N>> {
+  using type = T;
+};
+template <class T>
+struct numbers_of<metal::atomic<T>> {
+  using type = T;
+};
+template <class A>
+constexpr held held_by() {
+  using all = metal::remove_cv_t<metal::remove_pointer_t<metal::remove_reference_t<A>>>;
+  using T = typename numbers_of<all>::type;
+  if constexpr (metal::is_same_v<A, all>) return {'-', 0};  // an attribute
+  else if constexpr (metal::is_same_v<T, bool>) return {'?', 1};
+  else if constexpr (metal::is_same_v<T, bfloat>) return {'b', 2};
+  else if constexpr (metal::is_floating_point_v<T>) return {'f', sizeof(T)};
+  else if constexpr (metal::is_integral_v<T>) return {'i', sizeof(T)};
+  else return {'-', 0};
+}
+template <class... A>
+struct contents {
+  char mark[12] = {'m', '2', ':', 'c', 'o', 'n', 't', 'e', 'n', 't', 's', '='};
+  held each[sizeof...(A) + 1] = {held_by<A>()..., {'-', 0}};
+};
+template <class... A>
+constexpr contents<A...> contents_of(void (*)(A...)) {
+  return {};
+}
+
 // What the compiler's checks of undefined behaviour call, with where it happened.
 struct checked_place {
   const char* file;
