@@ -1,7 +1,7 @@
-// y = activation((x - mean) / sqrt(variance + eps) * weight + bias), per channel, channels last: inference.
+// y = activation((x - mean) / sqrt(variance + eps) * weight + bias), per channel, channels last.
 //
 // Four elements a thread, a simdgroup's side by side. Must move: one array in, one out; moves that; the channels'
-// numbers stay in the cache.
+// numbers stay in the cache. In training mean and variance are those of x, found before.
 // ACTIVATION numbers none, relu, relu6, silu, gelu_tanh.
 const uint channels = mean_shape[0], step = threads_per_threadgroup.x;
 uint i = 4 * threadgroup_position_in_grid.x * dispatch_threads_per_threadgroup.x + thread_position_in_threadgroup.x;

@@ -28,20 +28,37 @@ ROPE = Source("metal", "rope", ("x", "positions", "inverse", "magnitude"), ("y",
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "gelu_tanh")
 
 
-def batch_norm_act(x: Any, mean: Any, variance: Any, weight: Any, bias: Any, *, activation: str, **static: Any) -> Any:
+def batch_norm_act(
+    x: Any, mean: Any, variance: Any, weight: Any, bias: Any, *, train: bool, activation: str, **static: Any
+) -> Any:
+    """In training the statistics are MLX's reductions; what the body saves is the pass over x that follows."""
+    used, kept = (mean, variance), (mean, variance)
+    if train:
+        used, kept = _statistics(x, mean, variance, static["momentum"])
     some = [mean if v is None else v for v in (weight, bias)]
     types = {"WEIGHTED": weight is not None, "BIASED": bias is not None, "ACTIVATION": ACTIVATIONS.index(activation)}
-    given = x, mean, variance, *some, float(static["eps"]), x.size
+    given = x, *used, *some, float(static["eps"]), x.size
     y = BATCH_NORM_ACT(*given, out=[(x.shape, x.dtype)], threads=each(x.size, 4), T=x.dtype, **types)[0]
-    return y, mean, variance
+    return y, *kept
 
 
-def inference(x: Any, *arrays: Any, train: bool, activation: str, **static: Any) -> str:
-    if train:
-        return "it is for inference"
-    if activation not in ACTIVATIONS:
-        return f"it does not have the activation {activation}"
-    return worthwhile(x)
+def _statistics(x: Any, mean: Any, variance: Any, momentum: float) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Mean and variance of each channel of x, and the running ones, moved to them."""
+    import mlx.core as mx
+
+    axes, count = tuple(range(x.ndim - 1)), math.prod(x.shape[:-1])
+    wide = x.astype(mx.float32)
+    used = mx.mean(wide, axis=axes), mx.var(wide, axis=axes)
+    new = used[0], used[1] * (count / (count - 1))
+    moved = [
+        ((1 - momentum) * old.astype(mx.float32) + momentum * value).astype(old.dtype)
+        for old, value in zip((mean, variance), new, strict=True)
+    ]
+    return used, (moved[0], moved[1])
+
+
+def known_activation(x: Any, *arrays: Any, activation: str, **static: Any) -> str:
+    return worthwhile(x) if activation in ACTIVATIONS else f"it does not have the activation {activation}"
 
 
 def rope(x: Any, positions: Any, inverse: Any, *, interleaved: bool, magnitude: float) -> Any:
@@ -71,7 +88,7 @@ KERNELS = (
     _kernel(SWIGLU, swiglu(SWIGLU, 4), one_dtype),
     _kernel(ADD_RMS_NORM, add_rms_norm(ADD_RMS_NORM), leading_dtype),
     _kernel(ADAMW_UPDATE, adamw_update(ADAMW_UPDATE, 4), some_leaves),
-    _kernel(BATCH_NORM_ACT, batch_norm_act, inference),
+    _kernel(BATCH_NORM_ACT, batch_norm_act, known_activation),
     _kernel(ROPE, rope, some_pairs),
     _kernel(losses.ROWS, losses.softmax_cross_entropy, losses.some_rows),
     _kernel(losses.GRADIENT, losses.softmax_cross_entropy_backward, losses.some_rows_backward),
