@@ -17,6 +17,7 @@ from m2ml_kernels.metal_host import (
     build,
     compile_kernel,
 )
+from m2ml_kernels.metal_host.signature import find_kernel
 from metal_cases import compiled, run
 
 X = np.arange(64, dtype=np.float32)
@@ -162,7 +163,8 @@ RULES = {
     'printf("%f", x[i]);': "printf",
     "double d = x[i]; y[i] = d;": "M2_there_is_no_double_in_Metal",
     "y[i] = threadIdx.x;": "threadIdx",
-    "y[i] = thread_index_in_simdgroup;": "thread_index_in_simdgroup",
+    "y[i] = thread_index_in_simdgroup;": r"kernel\.metal:4: thread_index_in_simdgroup is not declared; give f the "
+    r"parameter uint thread_index_in_simdgroup \[\[thread_index_in_simdgroup\]\]$",
     "simdgroup_matrix<float, 16, 16> m; y[i] = 0;": "simdgroup_matrix has 8 rows and 8 columns",
     "simdgroup_half8x8 m; simdgroup_load(m, x, 8);": "simdgroup_load needs the memory's type to be the matrix's",
     "float4 v(1, 2, 3); y[i] = v.x;": "vec",
@@ -192,6 +194,13 @@ UNREADABLE = {
     "kernel void f(uint i [[thread_position]]) {}": (InvalidMetal, r"line 3: thread_position is no attribute of a compute kernel's parameter"),
     "kernel void f(device float* y { y[0] = 1; }": (InvalidMetal, r"line 3: the bracket \( is never closed"),
 }  # fmt: skip
+
+
+def test_textures_are_named_by_whoever_reads_the_parameters():
+    """The command does so before anything is compiled."""
+    text = "kernel void f(const texture2d<float> t [[texture(0)]]) {}"
+    with pytest.raises(UnsupportedMetal, match=r"^line 1: texture2d is not supported: only compute kernels on buffers"):
+        find_kernel(text, "f", "kernel.metal")
 
 
 @pytest.mark.parametrize("text", UNREADABLE)

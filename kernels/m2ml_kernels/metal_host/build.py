@@ -17,7 +17,7 @@ from m2ml_kernels.compilers import find_compiler
 from m2ml_kernels.errors import CompileError
 from m2ml_kernels.metal_host.errors import SanitizerMissing
 from m2ml_kernels.metal_host.rewrite import rewrite
-from m2ml_kernels.metal_host.signature import Signature, find_kernel
+from m2ml_kernels.metal_host.signature import ATTRIBUTES, Signature, find_kernel
 from m2ml_kernels.toolchain import Built, compile_program, compile_shared, object_folder
 
 HERE = Path(__file__).parent
@@ -126,10 +126,21 @@ def compile_kernel(
     try:
         built = compile_shared(unit, flags=[*_flags(), *variant.flags()], include=[SHIM], name=f"metal_{kernel}")
     except CompileError as error:
-        raise CompileError(
-            str(error).replace(f"metal_{kernel} does not compile", f"{kernel} is not valid Metal"), error.log
-        ) from None
+        raise CompileError(_in_metal(str(error), kernel), error.log) from None
     return Kernel(signature, built, variant, source.file)
+
+
+_QUOTE = "['\u2018\u2019]"  # clang's and g++'s
+
+
+def _in_metal(message: str, kernel: str) -> str:
+    """What a C++ compiler says of a kernel, without the host's own names."""
+    said = message.replace(f"metal_{kernel} does not compile", f"{kernel} is not valid Metal")
+    name = next((name for name in ATTRIBUTES if re.search(rf"{_QUOTE}{name}{_QUOTE}", said)), "")
+    if name and (place := re.search(r": (\S+:\d+: )", said)):
+        parameter = f"{ATTRIBUTES[name]} {name} [[{name}]]"
+        return f"{said[: place.end()]}{name} is not declared; give {kernel} the parameter {parameter}"
+    return re.sub(rf"; did you mean {_QUOTE}m2::\S+?{_QUOTE}\?", "", said)
 
 
 def _translation_unit(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from m2ml_kernels.metal_host.errors import InvalidMetal
+from m2ml_kernels.metal_host.errors import InvalidMetal, UnsupportedMetal
 from m2ml_kernels.metal_host.lexer import Token, closing, loud, split_commas, tokenize
 
 # The attributes of a kernel's parameters and the type MLX declares each with, in alphabetical order.
@@ -123,6 +123,11 @@ def _parameter(kernel: str, part: list[Token], free: int) -> Parameter:
             return Parameter(name, "buffer" if text == "buffer" else "threadgroup", int(number), optional)
         if text in ATTRIBUTES:
             return Parameter(name, "attribute", list(ATTRIBUTES).index(text))
+        if text in ("texture", "sampler"):
+            what = next(token.text for token in declared if token.text != "const")
+            raise UnsupportedMetal(
+                f"line {attribute[0].line}: {what} is not supported: only compute kernels on buffers are"
+            )
         if text not in ("function_constant", "maybe_unused"):
             raise InvalidMetal(f"line {attribute[0].line}: {text} is no attribute of a compute kernel's parameter")
     if words & {"*", "&"} and "threadgroup" not in words:
