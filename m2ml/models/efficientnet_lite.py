@@ -36,6 +36,11 @@ class StageConfig:
     expansion: int
     channels: int
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"StageConfig: {name} must be a whole number from 1 on; got {value!r}")
+
 
 #: EfficientNet-B0's stages; the first and the last are never deepened.
 STAGES = (

@@ -52,13 +52,15 @@ class Family:
             return self.config(settings)
         except CheckpointError:
             raise
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
             kind = settings.get("model_type")
             raise CheckpointError(f"{settings.source} describes no {kind} model: {error}") from error
 
     def sources(self, config: Any) -> Iterator[Source]:
         """Every parameter of the module, with the tensors it is made of and the shapes they must have."""
-        shapes = functional(self.module, config).shapes()
+        # A checkpoint has its batch norms, whether or not the model will.
+        kept = replace(config, folded=False) if getattr(config, "folded", False) else config
+        shapes = functional(self.module, kept).shapes()
         names = self.names if isinstance(self.names, Mapping) else self.names(config)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes):
             path = tuple(key.key for key in keys)
@@ -93,7 +95,7 @@ class Family:
     def _folded(self, checkpoint: Checkpoint, config: Any, backend: str) -> Any:
         """Parameters with batch norms made part of convolutions; such models are small, so that all are read first."""
         tree: dict[Any, Any] = {}
-        for path, value in self.read(checkpoint, replace(config, folded=False)):
+        for path, value in self.read(checkpoint, config):
             put(tree, path, value)
         folded = fold_norms(tree, config.norm_eps)
         return jax.tree.map(lambda x: to_backend(converted(x, config.dtype), backend), folded)

@@ -14,7 +14,6 @@ from family_cases import CASES, GOLDEN, inputs, kept, reads_texts, weight
 
 def computed(name: str) -> dict[str, Any]:
     """Configuration, tensors and outputs of one case."""
-    import torch
     import transformers
     from safetensors.numpy import load_file, save_file
 
@@ -31,14 +30,17 @@ def computed(name: str) -> dict[str, Any]:
         save_file({k: weight(k, tuple(s)) for k, s in shapes.items()}, file, {"format": "pt"})
         content = json.loads((Path(folder) / "config.json").read_text())
         model = kind.from_pretrained(folder, attn_implementation="eager").eval().float()
-    with torch.no_grad():
-        if reads_texts(name):
-            output = text_output(model, *inputs(name))
-        elif name.startswith("clip"):
-            output = clip_output(model, *inputs(name))
-        else:
-            output = image_output(model, *inputs(name))
+    output = output_of(name, model)
     return {"config": content, "tensors": shapes, "output": rounded(kept(name, output))}
+
+
+def output_of(name: str, model: Any) -> Any:
+    """What a model of transformers gives for the inputs of a case."""
+    import torch
+
+    of = text_output if reads_texts(name) else clip_output if name.startswith("clip") else image_output
+    with torch.no_grad():
+        return of(model, *inputs(name))
 
 
 def rounded(output: Any) -> Any:

@@ -1,0 +1,32 @@
+"""What `m2ml convert` writes, transformers reads, and computes the same with: ``pip install torch transformers``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import family_cases
+import numpy as np
+import pytest
+from family_cases import CASES
+
+from m2ml.models.checkpoints import open_checkpoint
+from m2ml.models.saving_family import convert_family
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.kind])
+def test_transformers_computes_the_golden_numbers_with_it(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers and torch are no dependencies of m2ml")
+    from make_golden_families import output_of
+
+    case = family_cases.golden()[name]
+    convert_family(open_checkpoint(family_cases.write(tmp_path / "model", case, shards=3)), tmp_path / "again")
+    kind = getattr(transformers, CASES[name].model)
+    model, report = kind.from_pretrained(tmp_path / "again", attn_implementation="eager", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    found = family_cases.kept(name, output_of(name, model.eval().float()))
+    # The numbers of the same program on the same weights, kept to seven digits.
+    np.testing.assert_allclose(found, case["output"], rtol=2**-18, atol=2**-20 * np.abs(case["output"]).max())
