@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,10 @@ from m2ml.models.checkpoints.folder import read_json
 from m2ml.models.family import Family
 from m2ml.models.functional import functional
 from m2ml.models.settings import CheckpointError, Settings
+from m2ml.plugins import registry
+
+#: Images that are computed at a time: on a processor as many as its cache holds the numbers of.
+BATCH_ON_CPU, BATCH = 4, 32
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,42 @@ class ImageModel:
         """Logits ``[b, classes]``, or features where there is no classifier, of float32 ``[b, height, width, 3]``."""
         return self._call(self.params, jnp.asarray(images, jnp.float32))
 
-    def classify(self, pictures: Sequence[Any], *, top: int = 5) -> list[list[Guess]]:
-        """The likeliest classes of each picture: paths, Pillow images, or uint8 ``[height, width, 3]``."""
+    def classify(self, pictures: Sequence[Any], *, top: int = 5, batch: int | None = None) -> list[list[Guess]]:
+        """The likeliest classes of each picture: paths, Pillow images, or uint8 ``[height, width, 3]``.
+
+        At most ``batch`` pictures are computed at a time; unless given, as many as suit the device.
+        """
         if self.config.classes is None:
             raise CheckpointError(f"{self.name} has no classifier; it gives features")
-        return likeliest(m2ml.get(self(self.preprocessing.batch(pictures))), self.labels, top)
+        found = [
+            self.logits(self.preprocessing.batch(part))
+            for part in parts(pictures, self._batch if batch is None else batch)
+        ]
+        return likeliest(np.concatenate(found), self.labels, top) if found else []
 
-    def features(self, pictures: Sequence[Any]) -> Any:
+    def logits(self, images: Any, /, *, batch: int | None = None) -> Any:
+        """What a call gives, as NumPy, of at most ``batch`` images at a time."""
+        return self._in_parts(self._call, images, self._batch if batch is None else batch)
+
+    def features(self, pictures: Sequence[Any], *, batch: int | None = None) -> Any:
         """One vector for each picture, NumPy float32 ``[pictures, embed]``: what a classifier reads."""
-        return np.asarray(m2ml.get(self._features(self.params, self.preprocessing.batch(pictures))))
+        size = self._batch if batch is None else batch
+        return np.concatenate(
+            [self._in_parts(self._features, self.preprocessing.batch(part), size) for part in parts(pictures, size)]
+        )
+
+    def _in_parts(self, function: Any, images: Any, batch: int) -> Any:
+        """``function`` of a few images at a time, filled up to sizes of which there are few."""
+        found = []
+        for part in parts(images, batch):
+            size = min(1 << (len(part) - 1).bit_length(), batch)
+            whole = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+            found.append(np.asarray(m2ml.get(function(self.params, whole)))[: len(part)])
+        return np.concatenate(found)
+
+    @cached_property
+    def _batch(self) -> int:
+        return BATCH_ON_CPU if registry.get(self.backend).devices()[0].kind == "cpu" else BATCH
 
     @cached_property
     def _call(self) -> Any:
@@ -63,6 +94,13 @@ class ImageModel:
     def _features(self) -> Any:
         apply = functional(self.module, self.config).apply
         return m2ml.jit(lambda params, images: apply(params, images, method="features"), backend=self.backend)
+
+
+def parts(items: Any, size: int) -> Iterator[Any]:
+    """``items``, at most ``size`` at a time."""
+    if size < 1:
+        raise CheckpointError(f"batch is {size}; it must be at least 1")
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def likeliest(logits: Any, labels: Sequence[str], top: int) -> list[list[Guess]]:
