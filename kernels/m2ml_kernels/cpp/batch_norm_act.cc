@@ -4,7 +4,7 @@
 // not three times. Must move: x once (twice in training), y once; moves just that.
 #include <vector>
 
-#include "functions.h"
+#include "activation.h"
 #include "norm.h"
 
 namespace m2ml {
@@ -59,20 +59,6 @@ template <class T> Moments moments(const Call& call, const T* x, int64_t rows, i
   for (int64_t p = 1; p < parts; ++p)
     if (found[p].count > 0) found[0].merge(found[p].count, found[p].mean.data(), found[p].squares.data());
   return found[0];
-}
-
-// Calls body(activate) with the activation that is number `which` of m2ml.ops.activations.
-template <class Body> void with_activation(int64_t which, const Body& body) {
-  const auto relu = [](Floats x) { return where(x <= splat(0), splat(0), x); };
-  switch (which) {
-    case 0: return body([](Floats x) { return x; });
-    case 1: return body(relu);
-    case 2: return body([=](Floats x) { return where(x >= splat(6), splat(6), relu(x)); });
-    case 3: return body([](Floats x) { return x * sigmoid(x); });
-    case 4: return body([](Floats x) { return 0.5f * x * erfc(x * -0.70710678f); });
-    case 5: return body([](Floats x) { return x * sigmoid(x * (1.5957691f + 0.071354814f * (x * x))); });
-  }
-  throw std::invalid_argument("batch_norm_act: an activation that the kernel does not take");
 }
 
 }  // namespace m2ml

@@ -77,6 +77,25 @@ class Call {
     while (shared->done.load(std::memory_order_acquire) < shared->parts) pause();
   }
 
+  // Runs the task on one of XLA's threads, when one comes free; perhaps never.
+  template <class Task> void later(const Task& work) const {
+    auto* kept = new Task(work);
+    XLA_FFI_Task* task = [](void* data) {
+      std::unique_ptr<Task> owned(static_cast<Task*>(data));
+      (*owned)();
+    };
+    XLA_FFI_ThreadPool_Schedule_Args args{XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, nullptr, frame_->ctx, task, kept};
+    if (ignore(frame_->api->XLA_FFI_ThreadPool_Schedule(&args))) delete kept;
+  }
+
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
  private:
   struct Shared {
     std::atomic<int64_t> next{0}, done{0};
@@ -99,22 +118,8 @@ class Call {
 #endif
   }
 
-  static void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-  }
-
   void schedule(const std::shared_ptr<Shared>& shared) const {
-    auto* kept = new std::shared_ptr<Shared>(shared);
-    XLA_FFI_Task* task = [](void* data) {
-      std::unique_ptr<std::shared_ptr<Shared>> owned(static_cast<std::shared_ptr<Shared>*>(data));
-      (*owned)->help();
-    };
-    XLA_FFI_ThreadPool_Schedule_Args args{XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, nullptr, frame_->ctx, task, kept};
-    if (ignore(frame_->api->XLA_FFI_ThreadPool_Schedule(&args))) delete kept;
+    later([shared] { shared->help(); });
   }
 
   bool ignore(XLA_FFI_Error* error) const {

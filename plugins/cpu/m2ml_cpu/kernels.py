@@ -151,6 +151,46 @@ def batch_norm_act(call: Function) -> Function:
     return forward
 
 
+def conv_bias_act(call: Function) -> Function:
+    def forward(
+        x: Any,
+        weight: Any,
+        bias: Any,
+        *,
+        strides: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+        activation: str,
+    ) -> Any:
+        stride, spread = pair(strides), pair(dilation)
+        window = [(kernel - 1) * d + 1 for kernel, d in zip(weight.shape[:2], spread, strict=True)]
+        if isinstance(padding, str):
+            padding = jax.lax.padtype_to_pads(x.shape[-3:-1], window, stride, padding)
+        pads = ((padding,) * 2,) * 2 if isinstance(padding, int) else padding
+        sizes = [
+            max((n + sum(p) - w) // s + 1, 0) for n, p, w, s in zip(x.shape[-3:-1], pads, window, stride, strict=True)
+        ]
+        integers = {"stride_y": stride[0], "stride_x": stride[1], "top": pads[0][0], "left": pads[1][0]}
+        integers |= {"spread_y": spread[0], "spread_x": spread[1], "groups": groups}
+        integers["activation"] = list(ACTIVATIONS).index(activation)
+        out = jax.ShapeDtypeStruct((*x.shape[:-3], *sizes, weight.shape[-1]), x.dtype)
+        bias = jnp.zeros(weight.shape[-1:], x.dtype) if bias is None else bias
+        return call(out, x, weight, bias, **{k: np.int64(v) for k, v in integers.items()})
+
+    return forward
+
+
+def pair(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
+
+
+def conv_bias_act_takes(x: Any, weight: Any, bias: Any = None, *, groups: int, **static: Any) -> str:
+    if groups > 1 and not groups == x.shape[-1] == weight.shape[-1]:
+        return f"it takes one group, or a channel in each, not {groups} groups"
+    return one_dtype(x, weight, bias)
+
+
 def rope(call: Function) -> Function:
     def forward(x: Any, positions: Any, frequencies: Any, *, interleaved: bool, magnitude: float) -> Any:
         attributes = {"interleaved": np.int64(interleaved), "magnitude": np.float32(magnitude)}
@@ -234,6 +274,7 @@ KERNELS = (
     cpp("quantized_matmul", quantized_matmul, accepts=quantized_matmul_takes),
     cpp("adamw_update", adamw_update, accepts=all_leaves_float32, dtypes=("float32",)),
     cpp("batch_norm_act", batch_norm_act),
+    cpp("conv_bias_act", conv_bias_act, accepts=conv_bias_act_takes, dtypes=("float32",)),
     cpp("geglu", geglu, accepts=one_dtype),
     cpp("geglu_backward", geglu_backward, accepts=first_gradients(2)),
     cpp("rms_norm", rms_norm),

@@ -1,0 +1,204 @@
+// y[i, j, o] = activation(bias[o] + sum over taps (k, l) and channels c of x[i s + k d - top, j s + l d - left, c] weight[k, l, c, o]).
+//
+// A channel at a time (as many groups as channels): vectors run over channels, a few columns of the result stay in
+// registers while the taps are walked. Otherwise a product of matrices: rows are places, gathered patch by patch where
+// the kernel is not 1x1, and a panel of the weight's columns is packed once for a block of rows.
+// Must move: x, weight and y once; moves x once for each panel of a product (from cache where it fits), y once, and the
+// weight once, or once for each block of gathered rows.
+#include <vector>
+
+#include "activation.h"
+#include "matrix.h"
+#include "team.h"
+
+namespace m2ml {
+
+struct Convolution {
+  int64_t batch, height, width, channels, rows, columns, outputs, kernel_height, kernel_width;
+  int64_t stride_y, stride_x, top, left, spread_y, spread_x, activation;
+  const float *x, *weight, *bias;
+  float* y;
+
+  // The taps of a result at `place` that lie inside: the first and one past the last.
+  static std::pair<int64_t, int64_t> inside(int64_t place, int64_t stride, int64_t before, int64_t spread, int64_t taps, int64_t size) {
+    const int64_t start = place * stride - before;
+    const int64_t first = start >= 0 ? 0 : (-start + spread - 1) / spread;
+    const int64_t end = start >= size ? 0 : std::min(taps, (size - start + spread - 1) / spread);
+    return {first, std::max(first, end)};
+  }
+  auto taps_y(int64_t i) const { return inside(i, stride_y, top, spread_y, kernel_height, height); }
+  auto taps_x(int64_t j) const { return inside(j, stride_x, left, spread_x, kernel_width, width); }
+  bool is_product() const {
+    return kernel_height == 1 && kernel_width == 1 && stride_y == 1 && stride_x == 1 && rows == height && columns == width;
+  }
+};
+
+// A channel at a time -------------------------------------------------------------------------------------------------
+
+constexpr int kColumns = 8;
+
+// Rows of taps [top, bottom) of row i of the result, and the image above them.
+struct Row {
+  const float* image;
+  float* to;
+  int64_t i, top, bottom;
+};
+
+// kCount columns of the result from j on, whose taps all lie in [first, last); a vector of channels from c on.
+template <int kCount, class Whole, class Activate>
+inline void columns_of(const Convolution& v, const Row& row, int64_t j, int64_t first, int64_t last, int64_t c, Whole whole, int64_t n,
+                       const Activate& activate) {
+  Floats total[kCount];
+  const Floats bias = load_at(v.bias + c, whole, n);
+  for (int t = 0; t < kCount; ++t) total[t] = bias;
+  const int64_t channels = v.channels, step = v.stride_x * channels, apart = v.spread_x * channels;
+  for (int64_t k = row.top; k < row.bottom; ++k) {
+    const float* from = row.image + ((row.i * v.stride_y + k * v.spread_y - v.top) * v.width + j * v.stride_x - v.left) * channels + c + first * apart;
+    const float* weight = v.weight + (k * v.kernel_width + first) * channels + c;
+    for (int64_t l = first; l < last; ++l, from += apart, weight += channels) {
+      const Floats factor = load_at(weight, whole, n);
+#pragma GCC unroll 8
+      for (int t = 0; t < kCount; ++t) total[t] += load_at(from + t * step, whole, n) * factor;
+    }
+  }
+  for (int t = 0; t < kCount; ++t) store_at(row.to + (j + t) * channels + c, activate(total[t]), whole, n);
+}
+
+inline void depthwise(const Call& call, const Convolution& v) {
+  const int64_t taps = v.kernel_height * v.kernel_width * v.columns * v.channels;
+  // Columns [begin, end) of the result have all their taps inside.
+  const int64_t begin = std::min(v.columns, (v.left + v.stride_x - 1) / v.stride_x);
+  const int64_t room = v.width - 1 + v.left - (v.kernel_width - 1) * v.spread_x;
+  const int64_t end = std::max(begin, room < 0 ? 0 : std::min(v.columns, room / v.stride_x + 1));
+  Team::parallel(call, v.batch * v.rows, 1 + (int64_t{1} << 14) / std::max<int64_t>(taps, 1), [&](int64_t from, int64_t to) {
+    for (int64_t r = from; r < to; ++r) {
+      const auto [top, bottom] = v.taps_y(r % v.rows);
+      const Row row{v.x + r / v.rows * v.height * v.width * v.channels, v.y + r * v.columns * v.channels, r % v.rows, top, bottom};
+      with_activation(v.activation, [&](auto activate) {
+        each_vector(v.channels, [&](int64_t c, auto whole, int64_t n) {
+          for (int64_t j = 0; j < v.columns;) {
+            if (j >= begin && j + kColumns <= end) {
+              columns_of<kColumns>(v, row, j, 0, v.kernel_width, c, whole, n, activate);
+              j += kColumns;
+            } else {
+              const auto [first, last] = v.taps_x(j);
+              columns_of<1>(v, row, j, first, last, c, whole, n, activate);
+              ++j;
+            }
+          }
+        });
+      });
+    }
+  });
+}
+
+// A product of matrices -----------------------------------------------------------------------------------------------
+
+// Places [begin, end) of the result, patch by patch: [places, kernel_height * kernel_width * channels].
+inline void gather(const Convolution& v, int64_t begin, int64_t end, float* to) {
+  for (int64_t place = begin; place < end; ++place) {
+    const int64_t j = place % v.columns, i = place / v.columns % v.rows;
+    const float* image = v.x + place / v.columns / v.rows * v.height * v.width * v.channels;
+    const auto [top, bottom] = v.taps_y(i);
+    const auto [first, last] = v.taps_x(j);
+    for (int64_t k = 0; k < v.kernel_height; ++k, to += v.kernel_width * v.channels) {
+      if (k < top || k >= bottom || first == last) {
+        std::fill_n(to, v.kernel_width * v.channels, 0.0f);
+        continue;
+      }
+      const float* from = image + ((i * v.stride_y + k * v.spread_y - v.top) * v.width + j * v.stride_x - v.left) * v.channels;
+      std::fill_n(to, first * v.channels, 0.0f);
+      if (v.spread_x == 1) std::copy_n(from + first * v.channels, (last - first) * v.channels, to + first * v.channels);
+      else
+        for (int64_t l = first; l < last; ++l) std::copy_n(from + l * v.spread_x * v.channels, v.channels, to + l * v.channels);
+      std::fill_n(to + last * v.channels, (v.kernel_width - last) * v.channels, 0.0f);
+    }
+  }
+}
+
+// Columns [start, start + kTileColumns) of the weight, one row after the other; zeros beyond the last.
+inline void pack(const Convolution& v, int64_t depth, int64_t start, float* to) {
+  const int64_t n = std::min(kTileColumns, v.outputs - start);
+  for (int64_t k = 0; k < depth; ++k, to += kTileColumns) {
+    const float* from = v.weight + k * v.outputs + start;
+    if (n == kTileColumns) std::memcpy(to, from, kTileColumns * sizeof(float));
+    else std::fill(std::copy_n(from, n, to), to + kTileColumns, 0.0f);
+  }
+}
+
+// A tile of which only the first vector of columns is wanted: half the work of `tile`.
+template <int kRows> inline void narrow_tile(int64_t depth, const float* a, const float* b, float* c) {
+  Floats total[kRows];
+  for (int i = 0; i < kRows; ++i) total[i] = splat(0);
+  for (int64_t k = 0; k < depth; ++k) {
+    const Floats right = load(b + k * kTileColumns);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) total[i] += splat(a[i * depth + k]) * right;
+  }
+  for (int i = 0; i < kRows; ++i) store(c + i * kTileColumns, total[i]);
+}
+inline void narrow_rows(int64_t rows, int64_t depth, const float* a, const float* b, float* c) {
+  for (; rows >= kTileRows; rows -= kTileRows, a += kTileRows * depth, c += kTileRows * kTileColumns) narrow_tile<kTileRows>(depth, a, b, c);
+  for (; rows >= 3; rows -= 3, a += 3 * depth, c += 3 * kTileColumns) narrow_tile<3>(depth, a, b, c);
+  for (; rows > 0; --rows, a += depth, c += kTileColumns) narrow_tile<1>(depth, a, b, c);
+}
+
+// A tile of the product with its bias and activation, to where it belongs.
+inline void finish(const Convolution& v, int64_t place, int64_t count, int64_t start, const float* tile) {
+  const int64_t columns = std::min(kTileColumns, v.outputs - start);
+  with_activation(v.activation, [&](auto activate) {
+    for (int64_t i = 0; i < count; ++i) {
+      float* to = v.y + (place + i) * v.outputs + start;
+      const float *from = tile + i * kTileColumns, *bias = v.bias + start;
+      each_vector(columns, [=](int64_t j, auto whole, int64_t n) {
+        store_at(to + j, activate(load(from + j) + load_at(bias + j, whole, n)), whole, n);
+      });
+    }
+  });
+}
+
+inline void as_product(const Call& call, const Convolution& v) {
+  const int64_t places = v.batch * v.rows * v.columns, depth = v.kernel_height * v.kernel_width * v.channels;
+  const int64_t panels = (v.outputs + kTileColumns - 1) / kTileColumns;
+  const bool direct = v.is_product();
+  // Rows of a block: what is gathered stays in the second-level cache.
+  const int64_t most = std::clamp<int64_t>((int64_t{1} << 16) / depth / kTileRows, 1, 8) * kTileRows;
+  const int64_t blocks = (places + most - 1) / most;
+  const int64_t work = std::min(most, places) * depth * kTileColumns;
+  Team::parallel(call, blocks * panels, 1 + (int64_t{1} << 16) / std::max<int64_t>(work, 1), [&](int64_t begin, int64_t end) {
+    std::vector<float> packed(depth * kTileColumns), gathered(direct ? 0 : most * depth);
+    float tile[kTileRows * kTileColumns];
+    int64_t held = -1, ready = -1;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      // What costs more changes less often: a gathered block serves all panels, else a packed panel all blocks.
+      const int64_t block = direct ? unit % blocks : unit / panels, panel = direct ? unit / blocks : unit % panels;
+      const int64_t first = block * most, last = std::min(places, first + most), start = panel * kTileColumns;
+      if (!direct && held != block) gather(v, first, last, gathered.data()), held = block;
+      if (ready != panel) pack(v, depth, start, packed.data()), ready = panel;
+      const float* left = direct ? v.x + first * depth : gathered.data();
+      const int64_t tiles = (last - first + kTileRows - 1) / kTileRows;
+      for (int64_t t = 0; t < tiles; ++t) {  // of nearly equal size: a tile of one row takes as long as one of several
+        const int64_t from = (last - first) * t / tiles, count = (last - first) * (t + 1) / tiles - from;
+        if (v.outputs - start > kLanes) tile_rows<false>(count, depth, left + from * depth, depth, 1, packed.data(), kTileColumns, tile, kTileColumns);
+        else narrow_rows(count, depth, left + from * depth, packed.data(), tile);
+        finish(v, first + from, count, start, tile);
+      }
+    }
+  });
+}
+
+}  // namespace m2ml
+
+// in: x[*b h w c], weight[kh kw c o] or [kh kw 1 c], bias[o]; out: y[*b _ _ o]; static: stride_y, stride_x, top, left,
+// spread_y, spread_x, groups, activation.
+M2ML_KERNEL(conv_bias_act) {
+  using namespace m2ml;
+  const Array x = call.in(0), weight = call.in(1), y = call.out(0);
+  if (y.count() == 0) return;
+  const Convolution v{x.rows(-3), x.size(-3), x.size(-2), x.size(-1), y.size(-3), y.size(-2), y.size(-1), weight.size(0), weight.size(1),
+                      call.integer("stride_y"), call.integer("stride_x"), call.integer("top"), call.integer("left"),
+                      call.integer("spread_y"), call.integer("spread_x"), call.integer("activation"),
+                      x.data<float>(), weight.data<float>(), call.in(2).data<float>(), y.data<float>()};
+  if (call.integer("groups") > 1) depthwise(call, v);
+  else as_product(call, v);
+}
