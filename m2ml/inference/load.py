@@ -30,7 +30,10 @@ def load(path: str | Path, *, backend: str | None = None, dtype: str | None = No
     is ``dtype``, float32 unless given. Raises `CheckpointError` where a file is missing, damaged, or of an
     architecture that is not covered.
     """
-    if str(path) in PRETRAINED and not Path(path).exists():
+    if not Path(path).exists():
+        if str(path) not in PRETRAINED:
+            known = " or ".join(PRETRAINED)
+            raise CheckpointError(f"there is no model at {path}; give a folder with config.json, or {known}")
         path = PRETRAINED[str(path)]()
     checkpoint = open_checkpoint(path)
     if checkpoint.settings.get("model_type") in DECODERS:

@@ -157,7 +157,7 @@ def test_the_command_compares_texts(folder: Path, tmp_path: Path) -> None:
     found = json.loads(run("embed", folder, *TEXTS, "--backend", "cpu", "--json").stdout)
     np.testing.assert_allclose([one["vector"] for one in found["results"]], vectors, rtol=1e-6)
     for arguments, said in (
-        (("embed", tmp_path / "nowhere", "a"), "m2ml: there is no model at"),
+        (("embed", tmp_path / "nowhere", "a"), "a folder with config.json, or minilm or efficientnet-lite0"),
         (("embed", folder, "w1", "--pooling", "max"), "m2ml: a text's vector is its mean or cls; got 'max'"),
         (("embed", folder, "w1", "--out", tmp_path / "no" / "x.npy"), "cannot be written: No such file"),
     ):

@@ -7,6 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+import m2ml
 from m2ml.ops import batch_norm_act, conv_bias_act
 
 
@@ -84,3 +85,17 @@ def test_batch_norm_of_one_value():
         ValueError, match=r"batch_norm_act: training takes more than one value per channel; x is \[1, 5\]"
     ):
         batch_norm_act(np.zeros((1, 5), np.float32), np.zeros(5, np.float32), np.ones(5, np.float32), train=True)
+
+
+def test_the_kernel_declines_what_it_cannot_walk():
+    x, nothing = np.ones((1, 3, 3, 0), np.float32), np.ones((2, 2, 0, 3), np.float32)
+    call = m2ml.jit(
+        lambda x, weight, bias, groups: conv_bias_act(x, weight, bias, groups=groups), static_argnames="groups"
+    )
+    bias = np.arange(3, dtype=np.float32)
+    np.testing.assert_array_equal(
+        m2ml.get(call.on("cpu")(x, nothing, bias, groups=1)), np.broadcast_to(bias, (1, 3, 3, 3))
+    )
+    assert "the weight is empty" in str(call.on("cpu").explain(x, nothing, bias, groups=1))
+    x, weight = np.ones((1, 3, 3, 4), np.float32), np.ones((2, 2, 2, 6), np.float32)
+    assert "not 2 groups" in str(call.on("cpu").explain(x, weight, None, groups=2))

@@ -188,6 +188,8 @@ def pair(value: Any) -> Any:
 def conv_bias_act_takes(x: Any, weight: Any, bias: Any = None, *, groups: int, **static: Any) -> str:
     if groups > 1 and not groups == x.shape[-1] == weight.shape[-1]:
         return f"it takes one group, or a channel in each, not {groups} groups"
+    if not weight.size:
+        return "the weight is empty"
     return one_dtype(x, weight, bias)
 
 
