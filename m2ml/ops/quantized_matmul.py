@@ -25,8 +25,10 @@ def quantized_matmul(x: Array, w: Quantized, /) -> Array:
 
     ``x`` is ``[*b, n]``, ``w`` a `Quantized` array ``[m, n]``; the result is ``[*b, m]`` in ``x``'s dtype. Elements of
     ``w`` are rounded as `dequantize` rounds them (an engine may keep more), products are added in float32, and half
-    precision is rounded once. The weight is frozen: only ``x`` has a gradient, ``g @ dequantize(w)``; to train scales
-    and biases write ``x @ dequantize(w).T``, where MLX has gradients for them here too.
+    precision is rounded once. An engine may hold ``x`` as whole numbers of 24 bits, a few neighbours to one exponent,
+    and add them exactly: beside the largest of the neighbours that is as precise as float32. The weight is frozen: only
+    ``x`` has a gradient, ``g @ dequantize(w)``; to train scales and biases write ``x @ dequantize(w).T``, where MLX has
+    gradients for them here too.
     """
     require_floating("quantized_matmul", x=x)
     check_quantized("quantized_matmul", w)
@@ -47,6 +49,13 @@ def samples() -> Iterator[Sample]:
     yield Sample("no rows", (normal((0, 32)), random_quantized((2, 32), 4, 32)))
     yield Sample("no columns", (normal((2, 0)), random_quantized((3, 0))))
     yield Sample("large", (normal((2, 32), 6, 1e6), random_quantized((3, 32), 3, 32)))
+    uneven = normal((1, 576), 7) * (10.0 ** np.random.default_rng(7).uniform(-6, 6, 576)).astype(np.float32)
+    yield Sample("wide range, 9 groups", (uneven, random_quantized((5, 576))))
+    yield Sample("5 rows, 17 groups", (normal((5, 544), 8), random_quantized((3, 544), 2, 32)))
+    yield Sample("tiny", (normal((2, 64), 9, 1e-34), random_quantized((3, 64))))
+    infinite = normal((2, 64), 10)
+    infinite[0, 5] = np.inf
+    yield Sample("infinite", (infinite, random_quantized((3, 64), 4, 32)))
     one_hot = np.eye(32, dtype=np.float32)[[0, 31, 7]]
     yield Sample("one-hot", (one_hot, random_quantized((3, 32), 6, 32)))
 
