@@ -27,6 +27,19 @@ struct Moments {
   }
 };
 
+// Adds how far rows lie from the row `one`, and its square.
+template <class T> void add_apart(const T* one, const T* x, int64_t rows, int64_t channels, float* sums, float* squares) {
+  each_vector(channels, [=](int64_t i, auto whole, int64_t n) {
+    const Floats about = load_at(one + i, whole, n);
+    Floats sum = load_at(sums + i, whole, n), square = load_at(squares + i, whole, n);
+    for (int64_t r = 0; r < rows; ++r) {
+      const Floats apart = load_at(x + r * channels + i, whole, n) - about;
+      sum += apart, square += apart * apart;
+    }
+    store_at(sums + i, sum, whole, n), store_at(squares + i, square, whole, n);
+  });
+}
+
 // total += the rows [begin, end) of x.
 template <class T> void add_rows(const T* x, int64_t begin, int64_t end, int64_t channels, Moments& total) {
   const int64_t block = std::clamp<int64_t>((int64_t{1} << 15) / channels, 1, 64);
@@ -35,16 +48,13 @@ template <class T> void add_rows(const T* x, int64_t begin, int64_t end, int64_t
   for (int64_t start = begin; start < end; start += block) {
     const int64_t rows = std::min(block, end - start);
     const T* from = x + start * channels;
+    std::fill_n(mean, 2 * channels, 0.0f);
+    // About a value of the block's own, so that no more than it has rows is lost to cancellation.
+    for (int64_t r = 1; r < rows; r += 4) add_apart(from, from + r * channels, std::min<int64_t>(4, rows - r), channels, mean, squares);
     each_vector(channels, [=](int64_t i, auto whole, int64_t n) {
-      // About a value of the block's own, so that no more than it has rows is lost to cancellation.
-      const Floats one = load_at(from + i, whole, n);
-      Floats sum = splat(0), beside = splat(0);
-      for (int64_t r = 1; r < rows; ++r) {
-        const Floats apart = load_at(from + r * channels + i, whole, n) - one;
-        sum += apart, beside += apart * apart;
-      }
-      const Floats share = sum / static_cast<float>(rows);
-      store_at(mean + i, one + share, whole, n), store_at(squares + i, maximum(splat(0), beside - sum * share), whole, n);
+      const Floats sum = load_at(mean + i, whole, n), share = sum / static_cast<float>(rows);
+      const Floats beside = load_at(squares + i, whole, n) - sum * share;
+      store_at(mean + i, load_at(from + i, whole, n) + share, whole, n), store_at(squares + i, maximum(splat(0), beside), whole, n);
     });
     total.merge(static_cast<float>(rows), mean, squares);
   }

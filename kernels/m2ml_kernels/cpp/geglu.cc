@@ -6,12 +6,6 @@
 
 namespace m2ml {
 
-// P(x) and its derivative.
-inline Activated normal(Floats x) {
-  Floats density = exp(x * x * -0.5f) * 0.39894228f;
-  return {0.5f * erfc(x * -0.70710678f), density};
-}
-
 // sigmoid(2 u) and the derivative of 2 u.
 inline Activated bent(Floats x) {
   const Floats square = x * x;
@@ -23,7 +17,7 @@ inline Activated bent(Floats x) {
 M2ML_KERNEL(geglu) {
   using namespace m2ml;
   if (call.integer("approximate")) return gate_forward(call, [](Floats x) { return x * bent(x).value; });
-  gate_forward(call, [](Floats x) { return 0.5f * x * erfc(x * -0.70710678f); });
+  gate_forward(call, [](Floats x) { return x * normal(x).below; });
 }
 
 M2ML_KERNEL(geglu_backward) {
@@ -34,7 +28,7 @@ M2ML_KERNEL(geglu_backward) {
       return Activated{x * s.value, s.value * (1.0f + x * (1.0f - s.value) * s.slope)};
     });
   gate_backward(call, [](Floats x) {
-    const Activated p = normal(x);
-    return Activated{x * p.value, p.value + x * p.slope};
+    const Normal p = normal(x);
+    return Activated{x * p.below, p.below + x * p.density};
   });
 }

@@ -1,20 +1,24 @@
 // y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, over the last axis.
 //
 // A row is read three times, twice from cache: the mean first, so that far from zero no digits cancel. Must move: x
-// once, y once; moves just that for rows that fit the cache.
+// once, y once (backward: x and dy once, dx once); moves just that for rows that fit the cache.
 #include "norm.h"
 
 namespace m2ml {
 
 struct Moments { float mean, inverse; };
 
+// x - mean, and 0 behind the end of a row.
+template <class T, bool kWhole> Floats apart_from(float mean, const T* x, int64_t i, std::integral_constant<bool, kWhole>, int64_t count) {
+  if constexpr (kWhole) return load(x + i) - mean;
+  else return load_part(x + i, count, mean) - mean;
+}
+
 template <class T> Moments moments(const T* x, int64_t n, float eps) {
   const float mean = sum_of(n, [=](int64_t i, auto whole, int64_t count) { return load_at(x + i, whole, count); }) / static_cast<float>(n);
   const float squares = sum_of(n, [=](int64_t i, auto whole, int64_t count) {
-    Floats value = load_at(x + i, whole, count) - mean;
-    if constexpr (!decltype(whole)::value)
-      for (int64_t k = count; k < kLanes; ++k) value[k] = 0;
-    return value * value;
+    const Floats apart = apart_from(mean, x, i, whole, count);
+    return apart * apart;
   });
   return {mean, 1.0f / std::sqrt(squares / static_cast<float>(n) + eps)};
 }
@@ -30,6 +34,7 @@ template <class T, class W> void forward(const Call& call, float eps, const W* w
       T* to = y + row * n;
       const Moments m = moments(from, n, eps);
       each_vector(n, [=](int64_t i, auto whole, int64_t count) {
+        fetch(from + n + i);
         Floats value = (load_at(from + i, whole, count) - m.mean) * m.inverse;
         if (weight) value *= load_at(weight + i, whole, count);
         if (bias) value += load_at(bias + i, whole, count);
@@ -39,29 +44,43 @@ template <class T, class W> void forward(const Call& call, float eps, const W* w
   });
 }
 
+// What the gradient of a row needs: level = mean(d) and along = mean(d z).
+struct Row { float mean, inverse, level, along; };
+
+template <class T, class W> Row about(const T* x, const T* dy, const W* weight, int64_t n, float eps) {
+  const auto slope = [=](int64_t i, auto whole, int64_t count) {
+    const Floats d = load_at(dy + i, whole, count);
+    return weight ? d * load_at(weight + i, whole, count) : d;
+  };
+  const float size = static_cast<float>(n);
+  const Sums first = sums_of(n, [=](int64_t i, auto whole, int64_t count) { return Terms{load_at(x + i, whole, count), slope(i, whole, count)}; });
+  const float mean = first.a / size;
+  const Sums second = sums_of(n, [=](int64_t i, auto whole, int64_t count) {
+    const Floats apart = apart_from(mean, x, i, whole, count);
+    return Terms{apart * apart, slope(i, whole, count) * apart};
+  });
+  const float inverse = 1.0f / std::sqrt(second.a / size + eps);
+  return {mean, inverse, first.b / size, second.b / size * inverse};
+}
+
 // With z = (x - mean) r and d = w dy: dx = r (d - mean(d) - z mean(d z)), dweight = sum dy z, dbias = sum dy.
 template <class T, class W> void backward(const Call& call, float eps, const W* weight) {
   const int64_t last = call.arguments() - 1, n = call.in(0).size(-1), rows = n ? call.in(0).rows(-1) : 0;
   const T *x = call.in(0).data<T>(), *dy = call.in(last).data<T>();
   T* dx = call.out(0).data<T>();
   const bool past = streams(dx, n, 3 * call.in(0).count() * sizeof(T));
-  RowSums sums(call, rows, n, 2);
+  RowSums sums(call, rows, n, weight ? 2 : 0);
   sums.run(call, rows, [&](int64_t begin, int64_t end, float* total) {
     for (int64_t row = begin; row < end; ++row) {
       const T *from = x + row * n, *given = dy + row * n;
       T* to = dx + row * n;
-      const Moments m = moments(from, n, eps);
-      const auto slope = [=](int64_t i, auto whole, int64_t count) {
-        const Floats d = load_at(given + i, whole, count);
-        return weight ? d * load_at(weight + i, whole, count) : d;
-      };
-      const float size = static_cast<float>(n), level = sum_of(n, slope) / size;
-      const float along = sum_of(n, [=](int64_t i, auto whole, int64_t count) {
-        return slope(i, whole, count) * ((load_at(from + i, whole, count) - m.mean) * m.inverse);
-      }) / size;
+      const Row r = about(from, given, weight, n, eps);
       each_vector(n, [=](int64_t i, auto whole, int64_t count) {
-        const Floats z = (load_at(from + i, whole, count) - m.mean) * m.inverse, d = load_at(given + i, whole, count);
-        store_at(to + i, m.inverse * (slope(i, whole, count) - level - z * along), whole, count, past);
+        fetch(from + n + i), fetch(given + n + i);
+        const Floats z = (load_at(from + i, whole, count) - r.mean) * r.inverse, d = load_at(given + i, whole, count);
+        const Floats slope = weight ? d * load_at(weight + i, whole, count) : d;
+        store_at(to + i, r.inverse * (slope - r.level - z * r.along), whole, count, past);
+        if (!weight) return;
         store_at(total + i, load_at(total + i, whole, count) + d * z, whole, count);
         store_at(total + n + i, load_at(total + n + i, whole, count) + d, whole, count);
       });

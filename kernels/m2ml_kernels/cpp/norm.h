@@ -18,6 +18,20 @@ template <class Term> float sum_of(int64_t n, const Term& term) {
   return sum((total[0] + total[1]) + (total[2] + total[3]));
 }
 
+// Two terms at once, and their sums over a row.
+struct Terms { Floats a, b; };
+struct Sums { float a, b; };
+template <class Term> Sums sums_of(int64_t n, const Term& term) {
+  Terms total[4] = {};
+  const auto add = [](Terms& to, Terms more) { to.a += more.a, to.b += more.b; };
+  constexpr std::integral_constant<bool, true> whole{};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    for (int k = 0; k < 4; ++k) add(total[k], term(i + k * kLanes, whole, int64_t{kLanes}));
+  each_vector(n - i, [&, i](int64_t j, auto part, int64_t count) { add(total[0], term(i + j, part, count)); });
+  return {sum((total[0].a + total[1].a) + (total[2].a + total[3].a)), sum((total[0].b + total[1].b) + (total[2].b + total[3].b))};
+}
+
 // Rows in parallel, in parts that are worth a thread.
 template <class Work> void each_rows(const Call& call, int64_t rows, int64_t n, const Work& work) {
   call.parallel(n ? rows : 0, 1 + (int64_t{1} << 14) / std::max<int64_t>(n, 1), work);

@@ -24,6 +24,7 @@ template <class T, class W> void forward(const Call& call, float eps, const W* w
       T* to = y + row * n;
       const float scale = inverse_root(from, n, eps);
       each_vector(n, [=](int64_t i, auto whole, int64_t count) {
+        fetch(from + n + i);
         Floats value = load_at(from + i, whole, count) * scale;
         if (weight) value *= load_at(weight + i, whole, count);
         store_at(to + i, value, whole, count, past);
@@ -43,19 +44,17 @@ template <class T, class W> void backward(const Call& call, float eps, const W* 
     for (int64_t row = begin; row < end; ++row) {
       const T *from = x + row * n, *given = dy + row * n;
       T* to = dx + row * n;
-      const float r = inverse_root(from, n, eps);
-      const auto slope = [=](int64_t i, auto whole, int64_t count) {
-        const Floats d = load_at(given + i, whole, count);
-        return weight ? d * load_at(weight + i, whole, count) : d;
-      };
-      const float along = sum_of(n, [=](int64_t i, auto whole, int64_t count) {
-        return slope(i, whole, count) * load_at(from + i, whole, count);
+      const Sums of_row = sums_of(n, [=](int64_t i, auto whole, int64_t count) {
+        const Floats value = load_at(from + i, whole, count), d = load_at(given + i, whole, count);
+        return Terms{value * value, (weight ? d * load_at(weight + i, whole, count) : d) * value};
       });
-      const float shrink = along / static_cast<float>(n) * r * r;
+      const float size = static_cast<float>(n), r = 1.0f / std::sqrt(of_row.a / size + eps), shrink = of_row.b / size * r * r;
       each_vector(n, [=](int64_t i, auto whole, int64_t count) {
-        const Floats value = load_at(from + i, whole, count);
-        store_at(to + i, r * (slope(i, whole, count) - value * shrink), whole, count, past);
-        if (weight) store_at(total + i, load_at(total + i, whole, count) + load_at(given + i, whole, count) * value * r, whole, count);
+        fetch(from + n + i), fetch(given + n + i);
+        const Floats value = load_at(from + i, whole, count), d = load_at(given + i, whole, count);
+        const Floats slope = weight ? d * load_at(weight + i, whole, count) : d;
+        store_at(to + i, r * (slope - value * shrink), whole, count, past);
+        if (weight) store_at(total + i, load_at(total + i, whole, count) + d * value * r, whole, count);
       });
     }
   });

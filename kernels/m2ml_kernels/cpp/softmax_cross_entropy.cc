@@ -20,6 +20,7 @@ template <class T> float largest_of(const T* x, int64_t v) {
 template <class T> float log_sum_exp(const T* x, int64_t v) {
   const float most = largest_of(x, v), shift = std::isfinite(most) ? most : 0.0f;
   const float total = sum_of(v, [=](int64_t i, auto whole, int64_t n) {
+    fetch(x + v + i);
     if constexpr (decltype(whole)::value) return exp(load(x + i) - shift);
     else return exp(load_part(x + i, n, -kInfinity) - shift);
   });

@@ -46,10 +46,14 @@ inline Halves narrow(float16, Floats x) {  // GCC converts halves one by one unl
 #endif
 }
 inline Shorts narrow(bfloat16, Floats x) {
+#if defined(__AVX512BF16__)
+  return (Shorts)_mm512_cvtneps_pbh((__m512)x);  // subnormal numbers become zeros
+#else
   Words bits; std::memcpy(&bits, &x, sizeof bits);
   const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const Words quiet = (bits >> 16) | 0x40u;
   return __builtin_convertvector(x != x ? quiet : rounded, Shorts);
+#endif
 }
 
 inline Floats widen(Floats x) { return x; }
@@ -92,6 +96,9 @@ template <class T> void stream(T* p, Floats x) {
   std::memcpy(p, &y, sizeof y);
 }
 
+// Asks for memory that is read soon: while a row is worked on in cache, the next one comes.
+template <class T> void fetch(const T* p) { __builtin_prefetch(p); }
+
 inline int64_t cache_size() {
 #if defined(M2ML_CACHE_SIZE)  // tests have none
   return M2ML_CACHE_SIZE;
@@ -132,16 +139,28 @@ inline float to_float(bfloat16 x) {
 
 // The first n lanes; the others are `rest`.
 template <class T> Floats load_part(const T* p, int64_t n, float rest = 0) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const auto lanes = static_cast<__mmask16>((1u << n) - 1);
+  if constexpr (sizeof(T) == 4) return (Floats)_mm512_mask_loadu_ps((__m512)splat(rest), lanes, p);
+  else return (Floats)_mm512_mask_mov_ps((__m512)splat(rest), lanes, (__m512)widen((decltype(narrow(T{}, Floats{})))_mm256_maskz_loadu_epi16(lanes, p)));
+#else
   T part[kLanes] = {};
   std::memcpy(part, p, n * sizeof(T));
   Floats x = load(part);
   for (int64_t i = n; i < kLanes; ++i) x[i] = rest;
   return x;
+#endif
 }
 template <class T> void store_part(T* p, Floats x, int64_t n) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const auto lanes = static_cast<__mmask16>((1u << n) - 1);
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, lanes, (__m512)x);
+  else _mm256_mask_storeu_epi16(p, lanes, (__m256i)narrow(T{}, x));
+#else
   T part[kLanes];
   store(part, x);
   std::memcpy(p, part, n * sizeof(T));
+#endif
 }
 
 inline float sum(Floats x) {
