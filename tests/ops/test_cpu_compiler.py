@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from m2ml_cpu import engine
 
 import m2ml
 
@@ -93,3 +94,19 @@ def test_a_folder_that_cannot_be_written_leaves_the_definition(tmp_path, monkeyp
     notes = " ".join(m2ml.doctor().notes["cpu"])
     assert "probe cannot be kept in" in notes
     assert "set $M2ML_CACHE to another folder" in notes
+
+
+@pytest.mark.parametrize(
+    ("setting", "tunables", "told"),
+    [
+        ("always [madvise] never", "", True),
+        ("always [madvise] never", "glibc.malloc.check=0:glibc.malloc.hugetlb=1", False),
+        ("[always] madvise never", "", False),
+    ],
+)
+def test_the_doctor_says_who_has_to_ask_for_huge_pages(tmp_path, monkeypatch, setting, tunables, told):
+    (tmp_path / "enabled").write_text(f"{setting}\n")
+    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    said = engine.huge_pages(tmp_path / "enabled")
+    assert [("glibc.malloc.hugetlb=1" in line) for line in said] == [True] * told
+    assert not engine.huge_pages(tmp_path / "missing")

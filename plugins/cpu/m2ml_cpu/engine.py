@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from m2ml.kernel import kernels
 from m2ml.xla import XlaBackend
+
+#: Where Linux says who gets huge pages.
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+#: What makes the GNU C library ask for them.
+ASKING = "glibc.malloc.hugetlb=1"
 
 #: What shows that the compiler and the headers work.
 PROBE = '#include "call.h"\n\nM2ML_KERNEL(probe) {}\n'
@@ -19,7 +25,10 @@ class CpuBackend(XlaBackend):
         super().__init__("cpu", "cpu")
 
     def diagnose(self) -> Sequence[str]:
-        """The compiler of the C++ kernels, the seconds that each file took it, where they are, and what failed."""
+        """Of the C++ kernels the compiler, the seconds it took, where they are, and what failed; and huge pages."""
+        return (*self._kernels(), *huge_pages())
+
+    def _kernels(self) -> Sequence[str]:
         from m2ml_kernels import KernelError, compile_shared, object_folder
 
         from m2ml_cpu.ffi import settings
@@ -54,3 +63,14 @@ class CpuBackend(XlaBackend):
             else:
                 waiting.append(source.name)
         return done, waiting
+
+
+def huge_pages(setting: Path = HUGE_PAGES) -> Sequence[str]:
+    """A hint where memory comes in huge pages on request only and nobody requests them: XLA's temporary arrays are new
+    at every call, and the system then hands them over in pieces of 4 KiB."""
+    asked = ASKING in os.environ.get("GLIBC_TUNABLES", "")
+    if asked or not setting.exists() or "[madvise]" not in setting.read_text():
+        return ()
+    return (
+        f"memory: in small pages; GLIBC_TUNABLES={ASKING} in the environment makes programs with large arrays faster",
+    )
