@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from m2ml import ops
 from m2ml.arrays import put as to_backend
+from m2ml.kernel import select
 from m2ml.models.architectures import decoder_config, model_type
 from m2ml.models.checkpoints import Checkpoint
 from m2ml.models.decoder_config import DecoderConfig
@@ -17,6 +21,7 @@ from m2ml.models.settings import CheckpointError
 from m2ml.models.spelling import Spelling
 from m2ml.models.weights import Tensor, each_array, sources
 from m2ml.ops import Quantized
+from m2ml.plugins import registry
 
 #: Numbers looked at together: the check for finite ones needs no more memory than this.
 _CHUNK = 1 << 22
@@ -31,15 +36,40 @@ def load_params(checkpoint: Checkpoint, config: DecoderConfig, *, backend: str, 
     """The parameters of a decoder, arrays of ``backend`` in the dtype of ``config``; packed weights stay packed.
 
     One parameter is read, checked and handed over at a time. ``dequantize`` turns quantised weights into numbers.
+    Scales of packed matrices stay as narrow as they are where a kernel of the backend multiplies with them so.
     Raises `CheckpointError` for tensors that are missing, left over, of another shape or not finite.
     """
+
+    def ready_part(part: Any) -> Any:
+        stays = not dequantize and _stays(part, config.dtype, backend)
+        return part if stays else converted(part, config.dtype, dequantize=dequantize)
+
     tree: dict[Any, Any] = {}
     for path, value in read_params(checkpoint, config):
         parts = value if isinstance(value, tuple) else (value,)
-        ready = tuple(converted(part, config.dtype, dequantize=dequantize) for part in parts)
+        ready = tuple(map(ready_part, parts))
         put(tree, path, to_backend(ready if isinstance(value, tuple) else ready[0], backend))
         checkpoint.release()
     return tree
+
+
+def _stays(weight: Any, dtype: str, backend: str) -> bool:
+    """Whether a kernel of ``backend`` takes ``dtype`` times this packed matrix with scales that are narrower."""
+    if not isinstance(weight, Quantized) or weight.biases is None or weight.packed.ndim != 2:
+        return False
+    wide, narrow = jnp.dtype(dtype), weight.scales.dtype
+    if weight.biases.dtype != narrow or wide == narrow or jnp.promote_types(wide, narrow) != wide:
+        return False
+    return _multiplies(backend, wide, narrow, weight.bits, weight.group_size)
+
+
+@functools.cache
+def _multiplies(backend: str, dtype: Any, scales: Any, bits: int, group_size: int) -> bool:
+    of_one = np.zeros((1, 1), scales)
+    weight = Quantized(np.zeros((1, group_size * bits // 32), np.uint32), of_one, of_one, bits, group_size)
+    call, leaves = ops.quantized_matmul.bind((np.zeros((1, group_size), dtype), weight), {})
+    avals = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+    return select(call, avals, backend, registry.get(backend).devices()[0].kind).kernel is not None
 
 
 def put(tree: dict[Any, Any], path: tuple[str | int, ...], value: Any) -> None:

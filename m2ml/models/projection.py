@@ -56,12 +56,9 @@ class Table(nnx.Module):
         weight = value_of(self.weight)
         if not isinstance(weight, Quantized):
             return weight[indices].astype(dtype)
-        rows = dataclasses.replace(
-            weight,
-            packed=weight.packed[indices],
-            scales=weight.scales[indices],
-            biases=None if weight.biases is None else weight.biases[indices],
-        )
+        rows = jax.tree.map(lambda x: x[indices], weight)
+        if weight.biases is not None:  # they may be narrower than what is computed in
+            rows = dataclasses.replace(rows, scales=rows.scales.astype(dtype), biases=rows.biases.astype(dtype))
         vectors: Array = ops.dequantize(rows, dtype=dtype)
         return vectors
 

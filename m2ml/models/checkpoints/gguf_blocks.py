@@ -86,7 +86,10 @@ def _q5_1(raw: Array) -> Any:
 def _q8_0(raw: Array) -> Any:
     blocks = raw.reshape(-1, 34)
     scales = _float16(blocks, 0)
-    return blocks[:, 2:] ^ np.uint8(128), 8, scales, scales.astype(np.float32) * np.float32(-128)
+    biases = scales.astype(np.float32) * np.float32(-128)
+    if np.abs(biases).max(initial=0) <= np.finfo(np.float16).max:  # then they are exact, too
+        biases = biases.astype(np.float16)
+    return blocks[:, 2:] ^ np.uint8(128), 8, scales, biases
 
 
 def _mxfp4(raw: Array) -> Any:
