@@ -127,6 +127,31 @@ def test_reading_an_older_result_dispatches_the_newer_one(monkeypatch):
     assert m2ml.get(second) == 6
 
 
+def test_small_results_are_computed_once_and_large_ones_again():
+    def fn(x):
+        return jnp.sin(x) + jnp.cos(x) * jnp.sin(x) - jnp.concatenate([jnp.sin(x), x[:0]])
+
+    def sines(x):
+        names = [step.equation.name for part in partition(fn, x).parts for step in part.steps]
+        return names.count("sin"), names.count("concatenate")
+
+    assert sines(X) == (1, 0)
+    assert sines(np.zeros(5000, np.float32)) == (3, 0)
+    m2ml.compare(fn, X, backends=["mlx"]).check()
+
+
+def test_what_has_an_effect_has_it_every_time():
+    seen = []
+
+    def fn(x):
+        for _ in range(2):
+            jax.debug.callback(seen.append, x)
+        return x + x
+
+    m2ml.wait(m2ml.jit(fn).on("mlx")(np.float32(3)))
+    assert len(seen) == 2
+
+
 def test_rematerialised_code_is_not_merged_with_what_it_repeats():
     def fn(x):
         return jax.grad(lambda x: jax.checkpoint(lambda y: jnp.sin(jnp.sin(y)).sum())(x))(x)

@@ -21,6 +21,7 @@ from m2ml.control import CONTROL_FLOW, run_control_flow
 from m2ml.errors import ExecutionError, FallbackWarning, UnsupportedPrimitive, in_one_line
 from m2ml.interpreter import Code, Equation, Rule, Step, apply_rule
 from m2ml_mlx.convert import from_host, to_host
+from m2ml_mlx.merging import merged
 from m2ml_mlx.rules.table import mlx_dtype
 
 #: Runs on lists of MLX arrays.
@@ -103,6 +104,7 @@ class Partitioner:
         self.strict = strict
 
     def partition(self, code: Code) -> Partition:
+        code = merged(code)
         constants = {slot: from_host(value) for slot, value in code.constants.items()}
         parts: list[Region | HostStep] = []
         shadow = {slot: _placeholder(code.avals[slot]) for slot in code.inputs} | dict(constants)
@@ -177,10 +179,14 @@ class Partitioner:
             steps = part.steps if isinstance(part, Region) else [part.step]
             written = {slot for step in steps for slot in step.outputs}
             read = {slot for step in steps for slot in step.inputs} - written - partition.constants.keys()
-            partition.drops.append(tuple((read | written) - needed))
             if isinstance(part, Region):
+                partition.drops.append(tuple(read - needed))
                 part.inputs, part.outputs = tuple(sorted(read)), tuple(sorted(written & needed))
+                if partition.single and written.issuperset(partition.code.outputs):  # then nothing needs sorting
+                    part.inputs, part.outputs = partition.code.inputs, partition.code.outputs
                 part.run = self._region(part, partition.constants)
+            else:
+                partition.drops.append(tuple((read | written) - needed))
             needed |= read
         partition.drops.reverse()
         return partition
