@@ -88,7 +88,10 @@ def read_params(checkpoint: Checkpoint, config: DecoderConfig) -> Iterator[tuple
     wanted = list(sources(config, spelling, names))
     _check_left_over(checkpoint, spelling, config, {names[t.name] for s in wanted for t in s.parts if t.name in names})
     for source in wanted:
-        yield source.path, source.joined([read_tensor(checkpoint, names, tensor) for tensor in source.parts])
+        value = source.joined([read_tensor(checkpoint, names, tensor) for tensor in source.parts])
+        if len(source.parts) > 1:  # it is a copy
+            checkpoint.release()
+        yield source.path, value
 
 
 class Names(Mapping[str, str]):

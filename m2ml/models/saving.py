@@ -84,6 +84,11 @@ def convert(
         for path, value in read_params(checkpoint, config):
             writer.add(spelled[path], value)
             checkpoint.release()
+        if quantise and not writer.packed:
+            raise CheckpointError(
+                f"no matrix of {checkpoint.path} can be quantised in groups of {quantise.group_size}: their rows are no"
+                " whole groups, or they are stored transposed"
+            )
         written = writer.finish()
         if extra is not None:
             extra(folder)
@@ -152,7 +157,7 @@ class _Writer:
     ) -> None:
         self._files, self._checkpoint, self._config = Files(folder), checkpoint, config
         self._dtype, self._quantise, self._dequantise = dtype, quantise, dequantise
-        self._formats: dict[str, Format] = {}
+        self.packed: dict[str, Format] = {}
         self.largest_change = 0.0
 
     def add(self, source: Source, value: Any) -> None:
@@ -208,7 +213,7 @@ class _Writer:
         if not isinstance(value, Quantized):
             return self._files.hold(name, self._floating(value))
         stem = name.removesuffix(".weight")
-        self._formats[stem] = Format(value.bits, value.group_size, value.mode)
+        self.packed[stem] = Format(value.bits, value.group_size, value.mode)
         self._files.hold(name, value.packed)
         self._files.hold(f"{stem}.scales", value.scales if value.mode == "mxfp4" else self._floating(value.scales))
         if value.biases is not None:
@@ -232,8 +237,8 @@ class _Writer:
         if self._dtype is not None:
             values["dtype"] = self._dtype
         values.setdefault("architectures", [_CLASSES.get(values["model_type"], "")])
-        if self._formats:
-            values["quantization"] = _quantization(self._formats)
+        if self.packed:
+            values["quantization"] = _quantization(self.packed)
         return values
 
 

@@ -10,8 +10,9 @@ class Spelling:
     """Names of a family's tensors, without ``.weight`` and ``.bias``; those of a layer follow ``block``.
 
     ``qkv`` and ``up`` have one name where a file holds them as one tensor. ``expert`` stands before the names of each
-    expert's matrices; ``experts`` are those of all of them in one. ``transposed``: matrices are stored ``[in, out]``.
-    ``qkv_by_head``: rows are query, key and value of the first head, then of the second. ``aliases``: other beginnings
+    expert's matrices; ``experts`` are those of all of them in one, and ``by_mlx`` stands before those that MLX stacked.
+    ``transposed``: matrices are stored ``[in, out]``. ``qkv_by_head``: rows are query, key and value of the first head,
+    then of the second. ``aliases``: other beginnings
     of the same names. ``ignored``: endings of tensors that are not parameters.
     """
 
@@ -36,6 +37,7 @@ class Spelling:
     expert_down: str = "down_proj"
     experts_up: tuple[str, ...] = ("mlp.experts.gate_up_proj",)
     experts_down: str = "mlp.experts.down_proj"
+    by_mlx: str = "mlp.switch_mlp."
     stacked_suffix: str = ""
     transposed: bool = False
     qkv_by_head: bool = False
@@ -64,6 +66,7 @@ HUGGING_FACE: dict[str, Spelling] = dict.fromkeys(
         expert_down="w2",
         experts_up=("block_sparse_moe.experts.gate_up_proj",),
         experts_down="block_sparse_moe.experts.down_proj",
+        by_mlx="block_sparse_moe.switch_mlp.",
         aliases=(("block_sparse_moe.", "mlp."),),
     ),
     "phi3": replace(LLAMA, qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",)),

@@ -226,11 +226,19 @@ def _of_experts(config: DecoderConfig, spelling: Spelling, i: int, known: Mappin
     at, start = ("blocks", i, "mlp"), spelling.block.format(i)
     count, wide, embed = config.experts.count, config.experts.mlp_dim, config.embed_dim
     yield from _linear((*at, "router"), [start + spelling.router], [count], embed, bias=False)
-    suffix = spelling.stacked_suffix
-    if not spelling.expert or start + spelling.experts_down + suffix in known:
-        names = [start + name + suffix for name in spelling.experts_up]
-        ups = tuple(Tensor(name, (count, 2 * wide // len(names), embed)) for name in names)
-        downs: tuple[Tensor, ...] = (Tensor(start + spelling.experts_down + suffix, (count, embed, wide)),)
+    theirs = (spelling.experts_up, spelling.experts_down, spelling.stacked_suffix)
+    by_mlx = (
+        tuple(spelling.by_mlx + name for name in ("gate_proj", "up_proj")),
+        f"{spelling.by_mlx}down_proj",
+        ".weight",
+    )
+    stacked = next((form for form in (theirs, by_mlx) if start + form[1] + form[2] in known), None)
+    if not spelling.expert:
+        stacked = theirs
+    if stacked is not None:
+        up_names, down_name, suffix = stacked
+        ups = tuple(Tensor(start + name + suffix, (count, 2 * wide // len(up_names), embed)) for name in up_names)
+        downs: tuple[Tensor, ...] = (Tensor(start + down_name + suffix, (count, embed, wide)),)
     else:
         each = [start + spelling.expert.format(e) for e in range(count)]
         ups = tuple(Tensor(f"{one}{name}.weight", (wide, embed)) for one in each for name in spelling.expert_up)

@@ -47,8 +47,8 @@ def without_cache(model: LanguageModel, prompt: list[int], count: int) -> list[i
     return tokens[len(prompt) :]
 
 
-#: Rings and whole layers, each on a backend of the fast suite.
-CASES = [("gemma3_text", "cpu"), ("qwen3", "mlx")]
+#: Rings and whole layers; that mlx writes the same the fast suite sees by equal seeds.
+CASES = [("gemma3_text", "cpu"), pytest.param("qwen3", "mlx", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("name", "backend"), CASES)
