@@ -43,14 +43,19 @@ def compare(
     calls: int = 1,
     pairs: int = 15,
     warmup: int = 2,
+    rest: float = 0.0,
 ) -> Ratio:
-    """Time ``calls`` calls of each in turn, ``pairs`` times, after a warm-up."""
+    """Time ``calls`` calls of each in turn, ``pairs`` times, after a warm-up.
+
+    Before each, ``rest`` seconds of sleep, in which threads of the other that wait in a busy loop give up.
+    """
     for _ in range(warmup):
         ours()
         peer()
     mine, theirs = [], []
     for i in range(pairs):
         for fn, times in ((ours, mine), (peer, theirs)) if i % 2 else ((peer, theirs), (ours, mine)):
+            time.sleep(rest)
             times.append(_seconds(fn, calls))
     ratios = sorted(a / b for a, b in zip(mine, theirs, strict=True))
     quarter = len(ratios) // 4
