@@ -179,7 +179,7 @@ def runtime_library() -> Path:
 
 def runtime_program(sanitizer: Sanitizer) -> Path:
     """The runtime as a program, for launches with a time limit and for sanitizers."""
-    flags, link_flags = ["-DM2_PROGRAM", *_THREADS], ["-rdynamic"]
+    flags, link_flags = ["-DM2_PROGRAM", "-O1", *_THREADS], ["-rdynamic"]  # built before it is used, for few launches
     if sanitizer:  # linked in, so that kernels find it; the runtime itself is not watched
         flags.append("-DM2_ASAN" if sanitizer == "address" else "-DM2_TSAN")
         link_flags.append(f"-fsanitize={sanitizer}")
