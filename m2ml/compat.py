@@ -261,9 +261,14 @@ def key_impl_name(dtype: Any) -> str:
 
 
 def physical_aval(aval: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of the array that really holds ``aval``: for keys, uint32 with trailing axes."""
+    """Shape and dtype of the array that really holds ``aval``: for keys, uint32 with trailing axes.
+
+    Tangents of integers (``float0``) hold nothing; as XLA does, booleans stand in for them.
+    """
     if is_key(aval.dtype):
         return jax.ShapeDtypeStruct((*aval.shape, *key_impl(aval.dtype).key_shape), np.uint32)
+    if aval.dtype == jax.dtypes.float0:
+        return jax.ShapeDtypeStruct(aval.shape, np.bool_)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 

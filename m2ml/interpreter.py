@@ -150,6 +150,8 @@ class _Flattener:
     def constant(self, value: Any, aval: Any) -> int:
         if compat.is_key(aval.dtype):
             value = jax.random.key_data(value)
+        if aval.dtype == jax.dtypes.float0:
+            value = np.zeros(aval.shape, np.bool_)
         aval = compat.physical_aval(aval)
         array = np.asarray(value, dtype=aval.dtype).reshape(aval.shape)
         key = (array.tobytes(), array.dtype, array.shape) if array.size <= 64 else id(value)
