@@ -15,7 +15,7 @@ from m2ml.equivalence.judgement import judge
 from m2ml.equivalence.perturbation import Flushing, Perturbation, on_a_cut
 from m2ml.equivalence.properties import PROPERTIES, Held, properties
 from m2ml.equivalence.report import OutputReport
-from m2ml.equivalence.rounding import ARITHMETIC, ROUNDED, SUMS, terms, tiny, unit
+from m2ml.equivalence.rounding import ANY_ZERO, ARITHMETIC, ROUNDED, SUMS, terms, tiny, unit
 from m2ml.equivalence.scales import error_scale
 from m2ml.interpreter import Code, Equation
 from m2ml.plugins import registry
@@ -25,13 +25,6 @@ Array = np.ndarray[Any, Any]
 
 #: A distance that allows a zero either sign, and nothing else.
 EITHER_ZERO = float(np.nextafter(0.0, 1.0))
-
-#: Primitives that may give zeros of either sign. A sum does by what it starts from, and a sine on MLX's CPU; of
-#: zeros of both signs XLA and MLX take different ones for the extremum.
-ANY_ZERO = SUMS - {"cumprod", "reduce_prod", "scatter_mul"} | set(
-    """clamp cummax cummin reduce_max reduce_min reduce_window_max reduce_window_min scatter_max scatter_min
-    sin""".split()
-)
 
 #: Primitives that compare numbers and give one of them: one that takes subnormal numbers for zero finds them equal.
 CHOOSING = frozenset(
@@ -106,9 +99,8 @@ def _or_else(bound: Bound, other: Array, steady: bool, choosing: bool) -> Bound:
     """``bound`` where an engine may take subnormal numbers for zero and then give ``other``.
 
     Arithmetic (``steady``) gives one of the two or, of a sum, something between. What chooses among numbers may take
-    any of those that became equal, and give it as it was: XLA's CPU sorts 0, -3e-39 and 2e-39 into that order. The
-    formulas of other functions, half of whose steps see the number, give anything: XLA's CPU says -104 for the
-    logarithm of 1e-39, and -5.6e-16 for the cube root of 1e-45. Such elements are not judged.
+    any of those that became equal, and give it as it was: XLA's CPU sorts 0, -3e-39 and 2e-39 into that order. What
+    is `lost` to the formulas of other functions is not judged.
     """
     if not unit(bound.dtype):
         return replace(bound, unstable=bound.unstable | (other != bound.expected))

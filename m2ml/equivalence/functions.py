@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from m2ml.equivalence.rounding import tiny
 from m2ml.interpreter import Equation
 
 Array = np.ndarray[Any, Any]
@@ -110,6 +111,8 @@ def function_scale(
         size = np.abs(output)
         if equation.name in _INTERMEDIATE:
             size = np.fmax(size, _finite(_INTERMEDIATE[equation.name](*inputs, output)))
+        if equation.dtype == np.float16:  # whose numbers below the least normal one are not small, nor taken for zero
+            size = np.where(size > 0, np.maximum(size, tiny(equation.dtype)), size)
         return np.asarray(FUNCTION_UNITS * u * size + ARGUMENT_UNITS * _sensitivity(equation, inputs, output, u, rule))
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from m2ml.control import CONTROL_FLOW
 from m2ml.equivalence.moves import blocks, held, moved, scaled
-from m2ml.equivalence.rounding import ARITHMETIC, BY_A_UNIT, COMPLEX_ROUNDED, CUT, EXACT, ROUNDED, tiny, unit
+from m2ml.equivalence.rounding import ANY_ZERO, ARITHMETIC, BY_A_UNIT, COMPLEX_ROUNDED, CUT, EXACT, ROUNDED, tiny, unit
 from m2ml.equivalence.scales import Scales, finite_scales
 from m2ml.interpreter import Equation
 
@@ -80,8 +81,10 @@ class Perturbation:
 
     What it gives is rounded to the equation's dtype, as every engine holds it: numbers that become equal there, that
     overflow or that vanish do so here. With ``nearest`` a primitive that engines round correctly is rounded and not
-    moved, so that what such a rounding decides (``x == y`` in bfloat16) is seen. With ``flush`` subnormal numbers are
-    taken for zero.
+    moved, so that what such a rounding decides (``x == y`` in bfloat16) is seen; with ``ideal`` every other one too, as
+    an engine whose functions and sums had no error but their last rounding would. With ``flush`` subnormal numbers are
+    taken for zero, and zeros whose sign is left open have the other one. With ``loses`` what a formula makes of
+    subnormal numbers, where zero would give something else, is NaN: it may be anything.
     """
 
     generator: np.random.Generator
@@ -89,25 +92,39 @@ class Perturbation:
     nearest: bool = False
     flush: Flushing | None = None
     scales: Scales | None = None
+    ideal: bool = False
+    loses: Flushing | None = None
 
     @classmethod
     def of_run(
         cls, number: int, generator: np.random.Generator, apply: Callable[..., Any], scales: Scales | None = None
     ) -> Perturbation:
-        """That of one of several runs: every second rounds to nearest, and every second of these flushes."""
-        flush = Flushing() if number % 4 == 3 else None
-        return cls(generator, apply, nearest=number % 2 == 1, flush=flush, scales=scales)
+        """That of one of several runs: every second rounds to nearest; of four one loses and one flushes."""
+        loses, flush = (Flushing() if number % 4 == i else None for i in (2, 3))
+        nearest, ideal = number % 2 == 1, number == 1
+        return cls(generator, apply, nearest, flush, scales, ideal, loses)
 
     def __call__(self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> Sequence[Array]:
-        if self.flush:  # what reads the results takes their subnormal numbers for zero
+        results = self._moved(equation, inputs, outputs)
+        return list(map(_other_zeros, results)) if self.flush and equation.name in ANY_ZERO else results
+
+    def _moved(self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> Sequence[Array]:
+        if equation.name == "bitcast_convert_type":
+            outputs = self._bits(equation, inputs, outputs)
+        body = equation.name in CONTROL_FLOW  # whose equations were moved each
+        if self.flush and not body:  # what reads the results takes their subnormal numbers for zero
             others = list(self.flush.other_inputs(equation, inputs))
             if others:
                 inputs = others[int(self.generator.integers(len(others)))]
                 outputs = self.apply(equation, inputs)
+        if self.loses and equation.name not in ARITHMETIC and not body:
+            for seen in self.loses.other_inputs(equation, inputs):
+                triples = zip(outputs, self.apply(equation, seen), equation.outputs, strict=True)
+                outputs = [np.where(lost(y, z, a.dtype), np.nan, y) if unit(a.dtype) else y for y, z, a in triples]
         if equation.name in EXACT and not (equation.name in COMPLEX_ROUNDED and np.iscomplexobj(inputs[0])):
             return outputs
         each = zip(outputs, equation.outputs, strict=True)
-        if self.nearest and equation.name in ROUNDED:
+        if self.ideal or (self.nearest and equation.name in ROUNDED):
             return [held(y, aval.dtype) if unit(aval.dtype) else y for y, aval in each]
         if equation.name in BY_A_UNIT and not np.iscomplexobj(outputs[0]):
             return [scaled(y, aval.dtype, self.generator, u) if (u := unit(aval.dtype)) else y for y, aval in each]
@@ -117,3 +134,29 @@ class Perturbation:
             y if s is None else moved(y, s, aval.dtype, self.generator)
             for (y, aval), s in zip(each, scales, strict=True)
         ]
+
+    def _bits(self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> Sequence[Array]:
+        """The bits of a NaN are nobody's (IEEE 754, 6.2): those of any number stand for them."""
+        x, dtype = inputs[0], equation.inputs[0].dtype
+        if x.dtype.kind != "f" or not np.isnan(x).any():
+            return outputs
+        byte = int(self.generator.integers(1, 0x70))
+        other = np.frombuffer(bytes([byte] * np.dtype(dtype).itemsize), dtype).astype(x.dtype)
+        return self.apply(equation, [np.where(np.isnan(x), other, x)])
+
+
+def _other_zeros(x: Array) -> Array:
+    """``x`` with zeros of the other sign: half of what an engine may make of those whose sign is left open."""
+    zero = x == 0
+    return np.where(zero, -x, x) if x.dtype.kind == "f" and zero.any() else x
+
+
+def lost(output: Array, other: Array, dtype: Any) -> Array:
+    """Where a formula that takes subnormal operands for zero in some of its steps may give anything.
+
+    There its value at zero, ``other``, is not the value: XLA's CPU says -104 for the logarithm of 1e-39, -5.6e-16 for
+    the cube root of 1e-45, and NaN for the angle of a point whose coordinates are subnormal.
+    """
+    with np.errstate(all="ignore"):
+        same = (other == output) | (np.isnan(other) & np.isnan(output))
+        return ~same & ~(np.abs(other - output) <= tiny(dtype))

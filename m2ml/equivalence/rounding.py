@@ -20,7 +20,7 @@ EXACT = frozenset(
     population_count real reduce_and reduce_max reduce_min reduce_or reduce_precision reduce_window_max
     reduce_window_min reduce_xor rem reshape rev rng_bit_generator round scatter scatter_max scatter_min
     select_and_gather_add select_n shift_left shift_right_arithmetic shift_right_logical sign slice sort split
-    squeeze stack threefry2x32 tile top_k transpose xor""".split()
+    squeeze stack threefry2x32 tile top_k transpose unstack xor""".split()
 )
 
 #: Exact for real numbers, rounded for complex ones, whose size they work out.
@@ -37,6 +37,13 @@ SUMS = frozenset(
     """conv_general_dilated cumlogsumexp cumprod cumsum dot_general fft polynomial ragged_dot ragged_dot_general
     reduce_prod reduce_sum reduce_window reduce_window_sum reduce scaled_dot scatter_add scatter_mul scatter_sub
     select_and_scatter select_and_scatter_add""".split()
+)
+
+#: Primitives that may give zeros of either sign. A sum does by what it starts from, and a sine on MLX's CPU; of
+#: zeros of both signs XLA and MLX take different ones for the extremum.
+ANY_ZERO = SUMS - {"cumprod", "reduce_prod", "scatter_mul"} | set(
+    """clamp cummax cummin reduce_max reduce_min reduce_window_max reduce_window_min scatter_max scatter_min
+    sin""".split()
 )
 
 #: Primitives of one rounding or of sums: an engine that flushes sees a number or zero. The formulas of others halve

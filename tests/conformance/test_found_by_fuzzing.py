@@ -45,3 +45,72 @@ def test_numbers_that_bfloat16_makes_equal_are_decided_by_rounding():
     x = np.array([1.001, 1.5], np.float32)
     report = m2ml.compare(equal, x, backends=["cpu", "mlx"]).check()
     assert all(backend.outputs[0].unstable == 1 for backend in report.backends)
+
+
+def test_what_a_perfect_rounding_decides_is_decided_by_rounding():
+    """The logistic function of 13.5 is 1 in bfloat16, unless it is moved first."""
+
+    def half(x):
+        y = lax.convert_element_type(lax.logistic(x), np.float32)
+        return lax.eq(y / (1 + y), np.float32(0.5))
+
+    x = np.array([13.5, 2.5], "float32").astype(jax.numpy.bfloat16)
+    report = m2ml.compare(half, x, backends=["cpu", "mlx"]).check()
+    assert all(backend.outputs[0].unstable == 1 for backend in report.backends)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: jax.numpy.stack([lax.atan2(x, y)] * 2),  # what only moves numbers keeps the subnormal ones
+        lambda x, y: lax.atan2(x * 0.5, y * 0.5),
+        lambda x, y: lax.integer_pow(lax.cbrt(x), -2),
+        lambda x, y: jax.numpy.tanh(lax.log(lax.abs(x)) / 64),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", jax.numpy.bfloat16], ids=str)
+def test_what_a_formula_makes_of_subnormal_numbers_is_not_judged(function, dtype):
+    x = np.array([-2.94e-39, 5.88e-39, 1.5]).astype(dtype)
+    y = np.array([5.88e-39, 1e-40, -2.5]).astype(dtype)
+    report = m2ml.compare(function, x, y, backends=["cpu", "mlx"]).check()
+    assert all(backend.outputs[0].unstable % 2 == 0 for backend in report.backends)  # 2 of each 3 at the most
+    assert all(backend.outputs[0].unstable > 0 for backend in report.backends)
+
+
+def test_below_the_least_normal_number_of_float16_functions_round_absolutely():
+    """XLA's arcsine is twice an arc tangent, of which nothing is left at 2**-24."""
+
+    def scaled(x):
+        return jax.numpy.float32(4096) * lax.convert_element_type(lax.asin(x), np.float32)
+
+    m2ml.compare(scaled, np.array([2.0**-24, 0.5], np.float16), backends=["cpu", "mlx"]).check()
+
+
+def test_the_bits_of_a_computed_nan_are_decided_by_rounding():
+    """MLX on a CPU leaves a signaling NaN as it is where it multiplies in float16."""
+
+    def bits(x):
+        return lax.bitcast_convert_type(x * jax.numpy.float16(0.75), np.uint8)
+
+    x = np.array([0x7D44, 0x3C00], np.uint16).view(np.float16)
+    report = m2ml.compare(bits, x, backends=["cpu", "mlx"]).check()
+    assert all(backend.outputs[0].unstable >= 2 for backend in report.backends)
+
+
+def test_tangents_of_integers_are_nothing_to_an_engine():
+    def tangent(x, count):
+        nothing = np.zeros(count.shape, jax.dtypes.float0)
+        return jax.jvp(lambda x, n: lax.optimization_barrier((x, n)), (x, count), (x, nothing))[1][0]
+
+    m2ml.compare(tangent, np.ones(3, np.float32), np.arange(3, dtype=np.int32), backends=["cpu", "mlx"]).check()
+
+
+def test_what_the_sign_of_an_empty_sum_decides_is_decided_by_rounding():
+    """MLX adds up the one -0 of a window to -0, XLA to 0, which it starts from."""
+
+    def inverse(x):
+        return 1 / lax.reduce_window(x, np.float32(0), lax.add, (2,), (2,), "VALID")
+
+    x = np.array([-0.0, -0.0, 1.0, 3.0], np.float32)
+    report = m2ml.compare(inverse, x, backends=["cpu", "mlx"]).check()
+    assert all(backend.outputs[0].unstable == 1 for backend in report.backends)

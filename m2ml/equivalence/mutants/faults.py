@@ -11,12 +11,11 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from m2ml.equivalence.equations import ANY_ZERO
 from m2ml.equivalence.mutants.fault import Change, Fault, Run, attempted
 from m2ml.equivalence.mutants.formulas import FORMULAS
 from m2ml.equivalence.mutants.parameters import parameter_changes
 from m2ml.equivalence.mutants.precision import LINEAR, NARROWER, ROUNDINGS, accumulated, rounded, through
-from m2ml.equivalence.rounding import ROUNDED
+from m2ml.equivalence.rounding import ANY_ZERO, ROUNDED
 from m2ml.interpreter import Equation
 from m2ml.plugins import registry
 from m2ml.precision import is_complex, is_float, is_integer
