@@ -23,17 +23,8 @@ import numpy as np
 
 from m2ml import arrays
 from m2ml.cache import ENVIRONMENT, cache_folder, write_json
-from m2ml.equivalence.bounds import RUNS as PERTURBED
 from m2ml.equivalence.bounds import Bound
-from m2ml.equivalence.measure import (
-    SECOND_LOOK,
-    canonical,
-    judge_all,
-    measured_bounds,
-    physical,
-    program_leaves,
-    run_program,
-)
+from m2ml.equivalence.measure import host_leaves, judge_twice, measured_bounds, run_program
 from m2ml.errors import BackendUnavailable, FallbackWarning, M2mlError
 from m2ml.plugins import registry
 from m2ml.program import Program
@@ -119,9 +110,7 @@ def _candidate(name: str, program: Program, host: Sequence[Any], bounds: Callabl
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
         outs = run_program(name, program, host)
-        report = judge_all(program, {name: outs}, bounds(PERTURBED))
-        if not report.ok:
-            judge_all(program, {name: outs}, bounds(SECOND_LOOK)).check()
+        judge_twice(program, {name: outs}, bounds)[0].check()
         backend = registry.get(name)
         natives = [backend.from_host(x) for x in host]
         run = backend.compile(replace(program, donated=(False,) * len(natives)))
@@ -138,8 +127,7 @@ def _choose(staged: Staged, program: Program, args: Any, kwargs: Any) -> Choice:
     path = cache_folder() / "auto" / f"{_key(program)}.json"
     choice = _remembered(path)
     if choice is None:
-        host = [canonical(physical(leaf)) for leaf in program_leaves(staged, args, kwargs)]
-        choice = measure(program, host, _say)
+        choice = measure(program, host_leaves(staged, args, kwargs), _say)
         _remember(path, choice)
     return choice
 

@@ -12,7 +12,7 @@ from m2ml.equivalence.bounds import Bound
 from m2ml.equivalence.calls import Call, Grad, call_of
 from m2ml.equivalence.effects import check_callbacks, refuse_side_effects, where_nan_begins
 from m2ml.equivalence.isolation import isolated as make_isolated
-from m2ml.equivalence.measure import SECOND_LOOK, judge_all, measured_bounds, run_program
+from m2ml.equivalence.measure import judge_twice, measured_bounds, run_program
 from m2ml.equivalence.memory import refuse_to_swap
 from m2ml.equivalence.report import BackendReport, Divergence, Report
 from m2ml.errors import M2mlError
@@ -53,6 +53,8 @@ def compare(
     """
     call = call_of(fn, args, kwargs, grad)
     names = _known(backends) if backends is not None else [n for n in registry.available() if n != "reference"]
+    if not names:
+        raise M2mlError("compare has no backend to hold against the reference: name one that `m2ml backends` lists")
     refuse_side_effects(call.program)
     refuse_to_swap(call.program, names)
     check_callbacks(call.program, call.host)
@@ -62,15 +64,12 @@ def compare(
     run = alone.run if alone else lambda name: run_program(name, call.program, call.host)
     bisect = alone.bisect if alone else lambda name: first_disagreement(call.program, call.host, name)
     results = {name: _outputs(run, name) for name in names}
-    bounds = measured_bounds(call.program, call.host)
-    report = judge_all(call.program, results, bounds, call.paths)
+    report, bounds = judge_twice(
+        call.program, results, lambda runs: measured_bounds(call.program, call.host, runs=runs), call.paths
+    )
     notes = _notes(call, bounds)
     del bounds
-    if not report.ok:
-        more = measured_bounds(call.program, call.host, runs=SECOND_LOOK)
-        report = judge_all(call.program, results, more, call.paths)
-        report = replace(report, backends=tuple(_located(bisect, backend) for backend in report.backends))
-    return replace(report, notes=notes)
+    return replace(report, backends=tuple(_located(bisect, backend) for backend in report.backends), notes=notes)
 
 
 def _known(backends: Iterable[str]) -> list[str]:

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from m2ml.equivalence.bisect import first_disagreement
 from m2ml.equivalence.findings import Counts, Finding
-from m2ml.equivalence.measure import SECOND_LOOK, judge_all, measured_bounds, run_program
+from m2ml.equivalence.measure import judge_twice, measured_bounds, run_program
 from m2ml.equivalence.primitives import load
 from m2ml.equivalence.programs import OP, RandomProgram, drawable_ops, palette, programs
 from m2ml.equivalence.report import Divergence, Report
@@ -230,11 +230,7 @@ def examined(program: Program, host: Sequence[Array], backend: str) -> Verdict:
         except Exception as error:  # whatever an engine raises is what it gave
             results = f"{type(error).__name__}: {' '.join(str(error).split())}"
     fallbacks = tuple(w.message.primitive for w in caught if isinstance(w.message, FallbackWarning))
-    bounds = measured_bounds(program, host)
-    report = judge_all(program, {backend: results}, bounds)
-    if not report.ok:
-        bounds = measured_bounds(program, host, runs=SECOND_LOOK)
-        report = judge_all(program, {backend: results}, bounds)
+    report, bounds = judge_twice(program, {backend: results}, lambda runs: measured_bounds(program, host, runs=runs))
     judged = sum(int(np.count_nonzero(np.isfinite(b.expected) & ~b.unstable)) for b in bounds)
     return Verdict(program, tuple(host), report, judged, fallbacks)
 

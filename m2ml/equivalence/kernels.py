@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2ml import compat
-from m2ml.equivalence.measure import canonical, physical, program_leaves
+from m2ml.equivalence.measure import host_leaves
 from m2ml.equivalence.ops import (
     Implementation,
     call_of,
@@ -111,7 +111,7 @@ class Subject:
             args, fn = (args, cotangents_of(fn, args)), pullback(fn, args)
         staged, backend = Staged(fn), registry.get(self.kernel.backend)
         program = staged.trace(args, {})
-        host = [backend.from_host(canonical(physical(x))) for x in program_leaves(staged, args, {})]
+        host = list(map(backend.from_host, host_leaves(staged, args, {})))
         call = backend.compile(program)
         return lambda: call(*host)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,6 +54,11 @@ def canonical(host: Array) -> Array:
     return np.asarray(host, jax.dtypes.canonicalize_dtype(host.dtype))
 
 
+def host_leaves(staged: Staged, args: Sequence[Any], kwargs: Any) -> list[Array]:
+    """The dynamic leaves of a call as host arrays, as its program takes them."""
+    return [canonical(physical(leaf)) for leaf in program_leaves(staged, args, kwargs)]
+
+
 def program_leaves(staged: Staged, args: Sequence[Any], kwargs: Any) -> list[Any]:
     """The dynamic leaves of a call, in the order of its program's inputs, each with a dtype."""
     dynamic, _ = staged.split(args, kwargs)
@@ -89,3 +94,22 @@ def judge_all(
             judged = tuple(judge(p, y, b) for p, y, b in zip(names, outs, bounds, strict=True))
             reports.append(BackendReport(name, judged))
     return Report(program.name, tuple(reports))
+
+
+def judge_twice(
+    program: Program,
+    results: Mapping[str, list[Any] | str],
+    bounds_of: Callable[[int], Sequence[Bound]],
+    paths: Sequence[str] | None = None,
+) -> tuple[Report, Sequence[Bound]]:
+    """`judge_all` by the bounds of a few runs; what lies outside them is judged again by those of `SECOND_LOOK`.
+
+    ``bounds_of`` gives the bounds by so many runs. Returned with the report are the bounds that it was made by.
+    """
+    bounds = bounds_of(RUNS)
+    report = judge_all(program, results, bounds, paths)
+    if not report.ok:
+        del bounds  # as large as the outputs: not both at once
+        bounds = bounds_of(SECOND_LOOK)
+        report = judge_all(program, results, bounds, paths)
+    return report, bounds

@@ -16,16 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2ml import compat
-from m2ml.equivalence.bounds import Bound
-from m2ml.equivalence.measure import (
-    SECOND_LOOK,
-    canonical,
-    judge_all,
-    measured_bounds,
-    physical,
-    program_leaves,
-    run_program,
-)
+from m2ml.equivalence.bounds import RUNS, Bound
+from m2ml.equivalence.measure import host_leaves, judge_all, judge_twice, measured_bounds, run_program
 from m2ml.errors import Disagreement
 from m2ml.kernel import kernels as registered
 from m2ml.kernel import select
@@ -53,7 +45,7 @@ class Implementation:
         def run(*args: Any) -> Any:
             staged = Staged(fn, kernels=self.kernels)
             program = staged.trace(args, {})
-            host = [canonical(physical(x)) for x in program_leaves(staged, args, {})]
+            host = host_leaves(staged, args, {})
             return jax.tree.unflatten(program.out_tree, run_program(self.backend, program, host))
 
         return run
@@ -82,20 +74,14 @@ class Expected:
     """What a function gives on some arguments, by the reference."""
 
     program: Program
-    host: Sequence[Any]
-    bounds: Sequence[Bound]
-
-    @functools.cached_property
-    def second_look(self) -> Sequence[Bound]:
-        """Bounds of more runs, before an implementation is called wrong."""
-        return measured_bounds(self.program, self.host, runs=SECOND_LOOK)
+    bounds_of: Callable[[int], Sequence[Bound]]
 
     @classmethod
     def of(cls, exact: Function, args: Sequence[Any]) -> Expected:
         wanted = Staged(exact, kernels=False)
         program = wanted.trace(args, {})
-        host = [canonical(physical(x)) for x in program_leaves(wanted, args, {})]
-        return cls(program, host, measured_bounds(program, host))
+        host = host_leaves(wanted, args, {})
+        return cls(program, functools.cache(lambda runs: measured_bounds(program, host, runs=runs)))
 
     def hold(
         self, what: str, fn: Function, args: Sequence[Any], on: Sequence[Implementation], *, hasty: bool = False
@@ -103,9 +89,10 @@ class Expected:
         """Raise `m2ml.Disagreement` where ``fn`` on an implementation lies outside the bounds, at a second look too."""
         for implementation in on:
             got = {str(implementation): jax.tree.leaves(implementation.runs(fn)(*args))}
-            report = judge_all(self.program, got, self.bounds)
-            if not report.ok and not hasty:
-                report = judge_all(self.program, got, self.second_look)
+            if hasty:
+                report = judge_all(self.program, got, self.bounds_of(RUNS))
+            else:
+                report, _ = judge_twice(self.program, got, self.bounds_of)
             if not report.ok:
                 raise Disagreement(f"{what}: {report}")
 

@@ -190,3 +190,8 @@ def test_what_cannot_be_sent_to_a_process_is_said():
     lock = __import__("threading").Lock()
     with pytest.raises(m2ml.M2mlError, match="cannot run isolated, since it cannot be pickled: cannot pickle"):
         m2ml.compare(lambda x: x + lock.locked(), X, backends=["cpu"], isolated=True)
+
+
+def test_a_comparison_of_nothing_is_refused():
+    with pytest.raises(m2ml.M2mlError, match="no backend to hold against the reference"):
+        m2ml.compare(jnp.sin, X, backends=[])

@@ -13,8 +13,7 @@ import numpy as np
 
 from m2ml import arrays
 from m2ml.backend import Backend, Gap
-from m2ml.equivalence.bounds import RUNS
-from m2ml.equivalence.measure import SECOND_LOOK, canonical, judge_all, measured_bounds, physical
+from m2ml.equivalence.measure import canonical, judge_twice, measured_bounds, physical
 from m2ml.errors import UnsupportedDtype, UnsupportedPrimitive
 from m2ml.interpreter import Code
 from m2ml.program import Program
@@ -92,11 +91,10 @@ class Subject:
         program = trace(fn, *args)
         host = [canonical(physical(arrays.to_host(x))) for x in jax.tree.leaves(args)]
         outs = self.run(program, *host)
-        for runs in (RUNS, SECOND_LOOK):
-            report = judge_all(program, {self.backend.name: outs}, measured_bounds(program, host, runs=runs))
-            if report.ok:
-                return
-        raise AssertionError(f"outside the bound around the reference: {report}")
+        name = self.backend.name
+        report, _ = judge_twice(program, {name: outs}, lambda runs: measured_bounds(program, host, runs=runs))
+        if not report.ok:
+            raise AssertionError(f"outside the bound around the reference: {report}")
 
 
 def trace(fn: Callable[..., Any], *args: Any) -> Program:
