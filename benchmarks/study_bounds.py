@@ -1,11 +1,13 @@
 """How often are the bounds of programs wrong? False alarms, and wrong lowerings that stay inside, with 95% limits.
 
     python benchmarks/study_bounds.py [--programs 1000] [--faults 300] [--seed 0] [--backends cpu mlx] [--seconds 500]
+        [--save FOLDER]
 
 The corpus: every generated primitive case, alone and composed with others (`COMPOSITIONS`) but for factorisations that
-are unique up to signs only, random programs, and steps of every Optax optimizer named in `OPTIMIZERS`. A false alarm is
-a correct engine outside its bound (a bug that is found counts as one until it is fixed). A miss is a planted fault that
-changes what a program gives and is inside its bound.
+are unique up to signs only, random programs of primitives and two ops, and steps of every Optax optimizer named in
+`OPTIMIZERS`. A false alarm is a correct engine outside its bound (a bug that is found counts as one until it is fixed);
+``--save`` writes each as a file that shows it again. A miss is a planted fault that changes what a program gives and is
+inside its bound.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
@@ -32,13 +35,17 @@ from rich.console import Console
 from rich.progress import Progress
 from scipy.stats import binomtest
 
+from m2ml.equivalence.bisect import first_disagreement
+from m2ml.equivalence.findings import Finding
+from m2ml.equivalence.fuzz import save
 from m2ml.equivalence.measure import SECOND_LOOK, judge_all, measured_bounds
 from m2ml.equivalence.mutants import planted
 from m2ml.equivalence.mutants.faults import faults_of
 from m2ml.equivalence.mutants.verdicts import collect, generated, neighbours
 from m2ml.equivalence.primitives.cases import examples, load
-from m2ml.equivalence.programs import drawable, programs
+from m2ml.equivalence.programs import drawable, drawable_ops, programs
 from m2ml.equivalence.properties import PROPERTIES
+from m2ml.equivalence.reproduce import source_of, with_ops
 from m2ml.errors import M2mlError
 from m2ml.plugins import registry
 from m2ml.program import Program
@@ -112,7 +119,7 @@ def drawn(names: Sequence[str], seed: int) -> Iterator[Sample]:
     rng = random.Random(seed)
     for number in itertools.count(seed):
         found: list[Any] = []
-        some = rng.sample(list(names), 12)
+        some = [*rng.sample(list(names), 12), *rng.sample(drawable_ops(), 2)]
         examples(lambda draw, some=some, found=found: found.append(draw(programs(some))), 10, seed=number)
         for program in found:
             sample = sampled(f"random: {program}", program, program.arrays)
@@ -156,13 +163,17 @@ def worst(program: Program, host: Sequence[Array], outs: list[Array] | str, boun
     """The largest distance in units of the bound; infinite for an error. Above 1 the spread of more runs decides."""
     report = judge_all(program, {"": outs}, bounds).backends[0]
     if not report.ok:
-        bounds = measured_bounds(program, host, runs=SECOND_LOOK)
-        report = judge_all(program, {"": outs}, bounds).backends[0]
+        report = judge_all(program, {"": outs}, measured_bounds(program, host, runs=SECOND_LOOK)).backends[0]
     return float("inf") if report.error else max((out.worst for out in report.outputs), default=0.0)
 
 
 def false_alarms(
-    samples: Iterator[Sample], names: Sequence[str], count: int, seconds: float, progress: Progress
+    samples: Iterator[Sample],
+    names: Sequence[str],
+    count: int,
+    seconds: float,
+    progress: Progress,
+    folder: Path | None = None,
 ) -> None:
     backends = {name: registry.get(name) for name in names}
     runs, alarms, shares = Counter[str](), Counter[str](), {name: [] for name in names}  # type: ignore[var-annotated]
@@ -171,20 +182,36 @@ def false_alarms(
     for number, (what, program, host) in enumerate(samples):
         bounds = measured_bounds(program, host)
         for name, backend in backends.items():
-            share = worst(program, host, outputs(backend, program, host), bounds)
+            outs = outputs(backend, program, host)
+            share = worst(program, host, outs, bounds)
             runs[name] += 1
             shares[name].append(share)
             if share > 1:
                 alarms[name] += 1
-                progress.console.print(f"{name}: {share:.3g} of the bound: {what[:160]}", highlight=False, markup=False)
+                said = outs if isinstance(outs, str) else f"{share:.3g} of the bound"
+                told = f"{name}, program {number}: {said}: {what[:160]}"
+                progress.console.print(told, highlight=False, markup=False)
+                if folder is not None:
+                    save(Finding(f"{number} {name}", "alarm", told, written(name, program, host, told)), folder)
         if number % 50 == 0:
             jax.clear_caches()
+        if number % 500 == 499:
+            progress.console.print(f"{number + 1:,} programs: {dict(alarms) or 'no'} alarms", highlight=False)
         progress.advance(task)
         if time.monotonic() > end:
             break
     for name in names:
         level = ", ".join(f"{q:.1%}: {np.quantile(shares[name], q, method='lower'):.2f}" for q in (0.5, 0.99, 0.999))
         progress.console.print(f"{name}: {rate(alarms[name], runs[name])} false alarms; shares of the bound at {level}")
+
+
+def written(name: str, program: Program, host: Sequence[Array], told: str) -> str:
+    """The alarm as a file that shows it again, with the equation that it begins at; what was told of it at worst."""
+    try:
+        told = f"{told}\n\n{first_disagreement(program, host, name)}"
+        return source_of(with_ops(program), host, name, told)
+    except Exception as error:  # the study goes on, whatever is wrong with writing one program
+        return f"# {told}\n# not written: {type(error).__name__}: {error}\n"
 
 
 # misses ---------------------------------------------------------------------------------------------
@@ -243,6 +270,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop looking for false alarms after these")
+    parser.add_argument("--save", type=Path, help="write each false alarm to a file in this folder")
     parser.add_argument("--backends", nargs="+", default=["cpu", "mlx"])
     options = parser.parse_args()
     hypothesis.settings.register_profile("study", deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
@@ -252,7 +280,7 @@ def main() -> int:
     with Progress(console=Console(width=140)) as progress:
         if options.programs:
             samples = corpus(drawable(), options.programs, options.seed)
-            false_alarms(samples, options.backends, options.programs, options.seconds, progress)
+            false_alarms(samples, options.backends, options.programs, options.seconds, progress, options.save)
         if options.faults:
             ruled = [name for name in drawable() if name in table.rules and name not in PROPERTIES]
             misses(table, ruled, options.faults, options.seed, progress)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -24,3 +26,17 @@ def test_zeta_of_negative_numbers() -> None:
 @pytest.mark.xfail(strict=True, reason="jax 0.10.2: the derivative of digamma is its zeta function; -0.05 at -20.3")
 def test_digamma_increases_between_its_poles() -> None:
     assert (jax.vmap(jax.grad(lax.digamma))(X) > 0).all()
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.xfail(strict=True, reason="jax 0.10.2: polygamma is a factorial times its zeta function")
+def test_derivatives_of_digamma_of_negative_numbers(order: int) -> None:
+    got = lax.polygamma(np.full_like(X, order), X)
+    np.testing.assert_allclose(got, scipy.special.polygamma(order, X.astype(np.float64)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_they_are_wrong_by_nothing_else(order: int) -> None:
+    zeta = np.asarray(lax.zeta(np.full_like(X, order + 1), X))
+    got = lax.polygamma(np.full_like(X, order), X)
+    np.testing.assert_allclose(got, -((-1.0) ** order) * math.factorial(order) * zeta, rtol=1e-5)
