@@ -60,7 +60,7 @@ def fuzzed(backend: str, batches: int, size: int) -> tuple[Any, Counter[str], fl
         kept.append((program, host))
         return right(program, host, name)
 
-    parts = {"run_program": backend, "measured_bounds": "reference", "judge_all": "judge", "source_of": "write"}
+    parts = {"run_program": backend, "measured_bounds": "reference", "judge_twice": "judge", "source_of": "write"}
     for name, what in parts.items():
         setattr(module, name, clock.timed(what, getattr(module, name)))
     module.examined = clock.timed("reports", examined)
