@@ -65,11 +65,16 @@ def _stays(weight: Any, dtype: str, backend: str) -> bool:
 
 @functools.cache
 def _multiplies(backend: str, dtype: Any, scales: Any, bits: int, group_size: int) -> bool:
-    of_one = np.zeros((1, 1), scales)
-    weight = Quantized(np.zeros((1, group_size * bits // 32), np.uint32), of_one, of_one, bits, group_size)
-    call, leaves = ops.quantized_matmul.bind((np.zeros((1, group_size), dtype), weight), {})
-    avals = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    return select(call, avals, backend, registry.get(backend).devices()[0].kind).kernel is not None
+    found = []
+
+    def ask(x: Any, packed: Any, of_one: Any) -> None:
+        call, leaves = ops.quantized_matmul.bind((x, Quantized(packed, of_one, of_one, bits, group_size)), {})
+        avals = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+        found.append(select(call, avals, backend, registry.get(backend).devices()[0].kind).kernel)
+
+    shapes = ((1, group_size), dtype), ((1, group_size * bits // 32), np.uint32), ((1, 1), scales)
+    jax.eval_shape(ask, *(jax.ShapeDtypeStruct(*one) for one in shapes))
+    return found[0] is not None
 
 
 def put(tree: dict[Any, Any], path: tuple[str | int, ...], value: Any) -> None:
