@@ -25,7 +25,8 @@ def test_transformers_computes_the_golden_numbers_with_it(name: str, tmp_path: P
     convert_family(open_checkpoint(family_cases.write(tmp_path / "model", case, shards=3)), tmp_path / "again")
     kind = getattr(transformers, CASES[name].model)
     model, report = kind.from_pretrained(tmp_path / "again", attn_implementation="eager", output_loading_info=True)
-    assert not report["missing_keys"]
+    # Counters of training steps, which the tiny checkpoints do not have and no result depends on.
+    assert all(key.endswith("num_batches_tracked") for key in report["missing_keys"])
     assert not report["unexpected_keys"]
     found = family_cases.kept(name, output_of(name, model.eval().float()))
     # The numbers of the same program on the same weights, kept to seven digits.
