@@ -78,10 +78,17 @@ def test_values_in_half_precision(name, dtype, ran):
     ran(ops[name], dtype, samples, on)
 
 
+def few(op, most=5):
+    """At most so many samples, from the first to the last."""
+    every = list(op.samples())
+    return every[:: max(-(-len(every) // most), 4)]
+
+
 @pytest.mark.parametrize("name", sorted(ops))
 def test_laws(name):
+    """On a few samples; the slow tests take them all."""
     for on in implementations(ops[name], BACKENDS):
-        for sample in sampled(ops[name], 4):
+        for sample in few(ops[name]):
             check_laws(ops[name], sample, np.float32, on)
 
 
@@ -148,17 +155,20 @@ def test_an_op_has_laws_and_at_least_six_faults(name):
 @pytest.mark.parametrize("name", sorted(ops))
 def test_each_law_kills_a_fault(name):
     """A law that no wrong version breaks is decoration."""
+    wrong = [planted(ops[name], fault) for fault in ops[name].faults]
     for law in ops[name].laws:
-        assert any(_breaks(planted(ops[name], fault), law) for fault in ops[name].faults), law.__name__
+        # Every fault on the smallest sample first: most laws need no other.
+        assert any(_breaks(one, law, sample) for sample in small(ops[name], 6) for one in wrong), law.__name__
 
 
-def _breaks(wrong, law):
+def _breaks(wrong, law, sample):
     wrong.laws = [law]
     try:
-        for sample in small(wrong, 6):
-            check_laws(wrong, sample, np.float32, Implementation("mlx", False))
+        check_laws(wrong, sample, np.float32, Implementation("mlx", False))
     except AssertionError:
         return True
+    except ValueError:  # a fault that drops a row may leave too few
+        return False
     return False
 
 
