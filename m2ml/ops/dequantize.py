@@ -47,10 +47,11 @@ def check_quantized(name: str, w: Any) -> None:
             said = f"packed{list(w.packed.shape)} of {w.bits} bits in groups of {w.group_size}"
             raise ValueError(f"{name}: {what} of w are {got}; {said} goes with {list(scales)}")
     kind = jnp.floating if w.mode == "affine" else jnp.uint8
-    if w.packed.dtype != jnp.uint32 or not all(jnp.issubdtype(x.dtype, kind) for x in given.values()):
+    alike = {x.dtype for x in given.values()} == {w.scales.dtype}
+    if w.packed.dtype != jnp.uint32 or not alike or not jnp.issubdtype(w.scales.dtype, kind):
         dtypes = ", ".join(f"{what} {x.dtype.name}" for what, x in {"packed": w.packed, **given}.items())
-        wanted = "floating-point" if w.mode == "affine" else "uint8"
-        raise TypeError(f"{name}: w has {dtypes}; {w.mode} takes packed uint32 and {wanted} scales")
+        wanted = "scales and biases of one floating-point dtype" if w.mode == "affine" else "uint8 scales"
+        raise TypeError(f"{name}: w has {dtypes}; {w.mode} takes packed uint32 and {wanted}")
 
 
 def random_quantized(

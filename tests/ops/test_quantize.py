@@ -112,5 +112,7 @@ def test_what_they_refuse():
         quantized_matmul(WEIGHT[0, :255], weight)
     with pytest.raises(ValueError, match=r"biases of w are None; packed\[16, 32\] of 4 bits in groups of 64 goes with"):
         dequantize(dataclasses.replace(weight, biases=None))
-    with pytest.raises(TypeError, match="affine takes packed uint32 and floating-point scales"):
+    with pytest.raises(TypeError, match="affine takes packed uint32 and scales and biases of one floating-point dtype"):
         dequantize(dataclasses.replace(weight, packed=weight.packed.astype(jnp.int32)))
+    with pytest.raises(TypeError, match="w has packed uint32, scales float16, biases float32"):
+        quantized_matmul(WEIGHT, dataclasses.replace(weight, scales=weight.scales.astype(np.float16)))
