@@ -23,14 +23,15 @@ def check_a_loss():
 
 
 def without_barrier(index):
-    """The shared functions without one of their barriers."""
+    """The shared functions without one of their two barriers."""
     parts = source.text("metal/functions.h").split(BARRIER)
+    assert len(parts) == 3
     return "".join(part + BARRIER * (i not in (index, len(parts) - 1)) for i, part in enumerate(parts))
 
 
-@pytest.mark.parametrize("index", [0, 1, 3])
+@pytest.mark.parametrize("index", [0, 1])
 def test_a_barrier_that_is_missing_is_seen(index, monkeypatch):
-    """The third guards a maximum against what was read before; no kernel asks for one after a sum."""
+    """The first waits until what is there was read, the second until it is written."""
     text, changed = source.text, without_barrier(index)
     monkeypatch.setattr(source, "text", lambda path: changed if path == "metal/functions.h" else text(path))
     with emulate(schedule=Schedule("random", seed=1)), pytest.raises(M2mlError):
