@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 import m2ml
-from m2ml.inference.image_model import Guess, likeliest, preprocessor
-from m2ml.inference.preprocessing import Preprocessing, preprocessing_of
+from m2ml.inference.image_model import Guess, likeliest
+from m2ml.inference.preprocessing import PREPROCESSOR, Preprocessing, preprocessing_of
 from m2ml.models.checkpoints import Checkpoint
+from m2ml.models.checkpoints.folder import settings_in
 from m2ml.models.clip import CLIP, CLIPConfig
 from m2ml.models.functional import functional
 from m2ml.models.settings import CheckpointError
@@ -72,5 +73,5 @@ def clip_model(checkpoint: Checkpoint, config: CLIPConfig, params: Any, backend:
     tokenizer = from_folder(checkpoint.path, checkpoint.settings.values)
     if tokenizer is not None:
         tokenizer.rust.enable_truncation(config.context)
-    preprocessing = preprocessing_of(preprocessor(checkpoint.path), config.image_size)
+    preprocessing = preprocessing_of(settings_in(checkpoint.path / PREPROCESSOR), config.image_size)
     return CLIPModel(checkpoint.path.name, config, params, tokenizer, preprocessing, backend)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,10 +13,10 @@ import numpy as np
 import m2ml
 from m2ml.inference.preprocessing import PREPROCESSOR, Preprocessing, of_timm, preprocessing_of
 from m2ml.models.checkpoints import Checkpoint
-from m2ml.models.checkpoints.folder import read_json
+from m2ml.models.checkpoints.folder import settings_in
 from m2ml.models.family import Family
 from m2ml.models.functional import functional
-from m2ml.models.settings import CheckpointError, Settings
+from m2ml.models.settings import CheckpointError
 from m2ml.plugins import registry
 
 #: Images that are computed at a time: on a processor as many as its cache holds the numbers of.
@@ -134,10 +133,4 @@ def image_model(checkpoint: Checkpoint, family: Family, config: Any, params: Any
 def _preprocessing(checkpoint: Checkpoint, size: tuple[int, int]) -> Preprocessing:
     if "pretrained_cfg" in checkpoint.settings.values and not (checkpoint.path / PREPROCESSOR).exists():
         return of_timm(checkpoint.settings.part("pretrained_cfg"), size)
-    return preprocessing_of(preprocessor(checkpoint.path), size)
-
-
-def preprocessor(folder: Path) -> Settings:
-    """``preprocessor_config.json``, empty where there is none."""
-    path = folder / PREPROCESSOR
-    return Settings(read_json(path) if path.exists() else {}, str(path))
+    return preprocessing_of(settings_in(checkpoint.path / PREPROCESSOR), size)

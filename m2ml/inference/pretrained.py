@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.numpy import save_file
 from m2ml.cache import cache_folder
 from m2ml.data.errors import DataError
 from m2ml.data.fetch import Download, Package, fetch, pip_download, sha256_of
+from m2ml.files import scratch
 from m2ml.inference.preprocessing import FILTERS
 from m2ml.models.checkpoints.folder import CONFIG, SINGLE
 from m2ml.models.checkpoints.torch_legacy import read_legacy
@@ -132,10 +132,7 @@ def _kept(name: str, make: Callable[[Path], None]) -> Path:
     """The folder of this name in the cache; ``make`` fills it, and it has its name once it is whole."""
     target = cache_folder() / name
     if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
-            folder = Path(temporary) / name
-            folder.mkdir()
+        with scratch(target, folder=True) as folder:
             make(folder)
             if not target.is_dir():  # another process may have been first
                 folder.rename(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +14,10 @@ import numpy as np
 
 import m2ml
 from m2ml.models.checkpoints import Checkpoint
-from m2ml.models.checkpoints.folder import read_json
+from m2ml.models.checkpoints.folder import settings_in
 from m2ml.models.encoder import POOLINGS, Encoder, EncoderConfig
 from m2ml.models.functional import functional
-from m2ml.models.settings import CheckpointError, Settings
+from m2ml.models.settings import CheckpointError
 from m2ml.models.tokenizer import Tokenizer, from_folder
 
 #: Texts are filled up to one of these lengths, so that few programs are compiled.
@@ -109,15 +110,11 @@ def text_encoder(checkpoint: Checkpoint, config: EncoderConfig, params: Any, bac
     """The encoder of a folder, with its tokenizer and the pooling that sentence-transformers wrote beside it."""
     folder, settings = checkpoint.path, checkpoint.settings
     tokenizer = from_folder(folder, settings.values)
-    longest = _part(folder / "sentence_bert_config.json").integer("max_seq_length", config.context)
+    longest = settings_in(folder / "sentence_bert_config.json").integer("max_seq_length", config.context)
     longest = min(longest, config.context)
     if tokenizer is not None:
         tokenizer.rust.enable_truncation(longest)
     return TextEncoder(folder.name, config, params, tokenizer, backend, _pooling(folder), longest)
-
-
-def _part(path: Path) -> Settings:
-    return Settings(read_json(path) if path.exists() else {}, str(path))
 
 
 def _pooling(folder: Path) -> Pooling:
@@ -125,7 +122,7 @@ def _pooling(folder: Path) -> Pooling:
     if not (folder / "modules.json").exists():
         return Pooling()
     modules = _modules(folder / "modules.json")
-    given = _part(folder / modules.get("Pooling", "1_Pooling") / "config.json")
+    given = settings_in(folder / modules.get("Pooling", "1_Pooling") / "config.json")
     asked = [name.removeprefix("pooling_mode_") for name, on in given.values.items() if on is True]
     asked = [name.removesuffix("_token").removesuffix("_tokens") for name in asked if not name.startswith("include")]
     if len(asked) > 1 or any(name not in POOLINGS for name in asked):
@@ -137,8 +134,6 @@ def _pooling(folder: Path) -> Pooling:
 
 def _modules(path: Path) -> dict[str, str]:
     """Last names of the classes in ``modules.json`` and their folders."""
-    import json
-
     try:
         listed = json.loads(path.read_bytes())
         return {str(item["type"]).rpartition(".")[2]: str(item.get("path", "")) for item in listed}

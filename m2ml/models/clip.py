@@ -10,7 +10,7 @@ from flax import nnx
 
 from m2ml.models.family import Family, Theirs, layer_names, pair_of
 from m2ml.models.layers import LayerNorm
-from m2ml.models.patches import Pair, PatchEmbedding, resized
+from m2ml.models.patches import Pair, PatchEmbedding, in_order
 from m2ml.models.projection import Linear, Table, value_of
 from m2ml.models.settings import Settings
 from m2ml.models.transformer import MOST_LAYERS, Transformer, TransformerConfig, activation_of
@@ -86,11 +86,9 @@ class VisionTower(nnx.Module):
     def __call__(self, images: Array, /) -> Array:
         dtype = jnp.dtype(self.config.dtype)
         x = self.patches(images.astype(dtype))
-        first = jnp.broadcast_to(value_of(self.first).astype(dtype), (len(x), 1, x.shape[-1]))
         grid = images.shape[1] // self.config.patch[0], images.shape[2] // self.config.patch[1]
         positions = value_of(self.positions.weight).astype(jnp.float32)
-        of_patches = resized(positions[1:], self.config.grid, grid)
-        x = jnp.concatenate([first, x], axis=1) + jnp.concatenate([positions[:1], of_patches]).astype(dtype)
+        x = in_order(x, value_of(self.first), positions, self.config.grid, grid)
         return self.projection(self.norm(self.layers(self.pre_norm(x))[:, 0]))
 
 

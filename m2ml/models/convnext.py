@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from m2ml.models.convolution import Conv
+from m2ml.models.convolution import Classifier, Conv
 from m2ml.models.family import Family, classes_of, pair_of
 from m2ml.models.layers import LayerNorm, modules
 from m2ml.models.patches import PatchEmbedding
@@ -86,7 +86,7 @@ class Stage(nnx.Module):
         return x
 
 
-class ConvNeXt(nnx.Module):
+class ConvNeXt(Classifier):
     """Logits of the classes of each image, or its features where there is no classifier.
 
     ``images float32[b, height, width, channels] -> float32[b, classes]``.
@@ -102,10 +102,6 @@ class ConvNeXt(nnx.Module):
         width = config.widths[-1]
         self.norm = LayerNorm(width, epsilon=config.norm_eps)
         self.head = None if config.classes is None else Linear(width, config.classes, bias=True, rngs=rngs)
-
-    def __call__(self, images: Array, /) -> Array:
-        x = self.features(images)
-        return x if self.head is None else self.head(x.astype(jnp.dtype(self.config.dtype))).astype(jnp.float32)
 
     def features(self, images: Array, /) -> Array:
         """The last norm of the mean over places, float32 ``[b, width]``."""

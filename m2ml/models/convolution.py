@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from m2ml import ops
-from m2ml.models.projection import value_of
+from m2ml.models.projection import Linear, value_of
 
 Array = jax.Array
 Pads = str | int
@@ -74,6 +74,21 @@ class ConvNorm(nnx.Module):
         if self.norm is None:
             return self.conv(x, activation=self.activation, **self.static)
         return self.norm(self.conv(x, **self.static), self.activation)
+
+
+class Classifier(nnx.Module):
+    """Logits of the classes of each image by its ``head``, or its `features` where there is none."""
+
+    config: Any
+    head: Linear | None
+
+    def __call__(self, images: Array, /) -> Array:
+        x = self.features(images)
+        return x if self.head is None else self.head(x.astype(jnp.dtype(self.config.dtype))).astype(jnp.float32)
+
+    def features(self, images: Array, /) -> Array:
+        """What the classifier reads, float32 ``[b, width]``."""
+        raise NotImplementedError
 
 
 def fold_norms(params: Any, eps: float) -> Any:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from m2ml.models.convolution import ConvNorm, divisible
+from m2ml.models.convolution import Classifier, ConvNorm, divisible
 from m2ml.models.family import Family
 from m2ml.models.layers import modules
 from m2ml.models.mobilenet_v2 import InvertedResidual
@@ -73,7 +73,7 @@ class EfficientNetLiteConfig:
     dtype: str = "float32"
 
 
-class EfficientNetLite(nnx.Module):
+class EfficientNetLite(Classifier):
     """Logits of the classes of each image, or its features where there is no classifier.
 
     ``images float32[b, height, width, channels] -> float32[b, classes]``.
@@ -109,10 +109,6 @@ class EfficientNetLite(nnx.Module):
 
     def _padding(self, kernel: int) -> str | int:
         return "SAME" if self.config.same else kernel // 2
-
-    def __call__(self, images: Array, /) -> Array:
-        x = self.features(images)
-        return x if self.head is None else self.head(x.astype(jnp.dtype(self.config.dtype))).astype(jnp.float32)
 
     def features(self, images: Array, /) -> Array:
         """The mean over places of what the last convolution gives, float32 ``[b, last]``."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from m2ml.models.convolution import ConvNorm, divisible
+from m2ml.models.convolution import Classifier, ConvNorm, divisible
 from m2ml.models.family import Family, classes_of, pair_of
 from m2ml.models.layers import modules
 from m2ml.models.projection import Linear
@@ -94,7 +94,7 @@ class MobileNetV2Config:
             raise ValueError(f"MobileNetV2Config: blocks need a width, a stride and a dilation each; got {counts}")
 
 
-class MobileNetV2(nnx.Module):
+class MobileNetV2(Classifier):
     """Logits of the classes of each image, or its features where there is no classifier.
 
     ``images float32[b, height, width, channels] -> float32[b, classes]``.
@@ -132,10 +132,6 @@ class MobileNetV2(nnx.Module):
         )
         self.last = ConvNorm(config.widths[-1], config.last, 1, activation=act, **common)
         self.head = None if config.classes is None else Linear(config.last, config.classes, bias=True, rngs=rngs)
-
-    def __call__(self, images: Array, /) -> Array:
-        x = self.features(images)
-        return x if self.head is None else self.head(x.astype(jnp.dtype(self.config.dtype))).astype(jnp.float32)
 
     def features(self, images: Array, /) -> Array:
         """The mean over places of what the last convolution gives, float32 ``[b, width]``."""

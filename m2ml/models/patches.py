@@ -42,6 +42,16 @@ class PatchEmbedding(nnx.Module):
         return y if self.bias is None else y + value_of(self.bias).astype(y.dtype)
 
 
+def in_order(x: Array, first: Array, positions: Array, old: Pair, new: Pair, /) -> Array:
+    """``[b, 1 + patches, embed]``: ``first`` and the patches ``x``, in rows and columns ``new``, with their places.
+
+    ``positions`` are float32 ``[1 + old rows * old columns, embed]``; those of the patches are resized.
+    """
+    first = jnp.broadcast_to(first.astype(x.dtype), (len(x), 1, x.shape[-1]))
+    of_patches = resized(positions[1:], old, new)
+    return jnp.concatenate([first, x], axis=1) + jnp.concatenate([positions[:1], of_patches]).astype(x.dtype)
+
+
 def resized(positions: Array, old: Pair, new: Pair, /) -> Array:
     """Positions ``[old rows * old columns, embed]`` for another grid, by cubic interpolation as PyTorch's."""
     if old == new:

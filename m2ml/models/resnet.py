@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from m2ml.models.convolution import ConvNorm
+from m2ml.models.convolution import Classifier, ConvNorm
 from m2ml.models.family import Family, classes_of
 from m2ml.models.layers import modules
 from m2ml.models.projection import Linear
@@ -118,7 +118,7 @@ class Stage(nnx.Module):
         return x
 
 
-class ResNet(nnx.Module):
+class ResNet(Classifier):
     """Logits of the classes of each image, or its features where there is no classifier.
 
     ``images float32[b, height, width, channels] -> float32[b, classes]``.
@@ -134,10 +134,6 @@ class ResNet(nnx.Module):
         )
         width = config.widths[-1]
         self.head = None if config.classes is None else Linear(width, config.classes, bias=True, rngs=rngs)
-
-    def __call__(self, images: Array, /) -> Array:
-        x = self.features(images)
-        return x if self.head is None else self.head(x.astype(jnp.dtype(self.config.dtype))).astype(jnp.float32)
 
     def features(self, images: Array, /) -> Array:
         """The mean over places of what the last stage gives, float32 ``[b, width]``."""

@@ -12,7 +12,7 @@ from flax import nnx
 
 from m2ml.models.family import Family, Theirs, classes_of, layer_names, pair_of
 from m2ml.models.layers import LayerNorm
-from m2ml.models.patches import Pair, PatchEmbedding, resized
+from m2ml.models.patches import Pair, PatchEmbedding, in_order
 from m2ml.models.projection import Linear, value_of
 from m2ml.models.settings import Settings
 from m2ml.models.transformer import MOST_LAYERS, Transformer, TransformerConfig, activation_of
@@ -75,12 +75,9 @@ class ViT(nnx.Module):
         """What the last norm gives: ``[b, 1 + patches, embed]``, the vector that stands for the image first."""
         dtype = jnp.dtype(self.config.dtype)
         x = self.patches(images.astype(dtype))
-        first = jnp.broadcast_to(value_of(self.first).astype(dtype), (len(x), 1, x.shape[-1]))
         grid = images.shape[1] // self.config.patch[0], images.shape[2] // self.config.patch[1]
         positions = value_of(self.positions).astype(jnp.float32)[0]
-        of_patches = resized(positions[1:], self.config.grid, grid)
-        x = jnp.concatenate([first, x], axis=1) + jnp.concatenate([positions[:1], of_patches]).astype(dtype)
-        return self.norm(self.layers(x))
+        return self.norm(self.layers(in_order(x, value_of(self.first), positions, self.config.grid, grid)))
 
     def features(self, images: Array, /) -> Array:
         """The vector that stands for each image, float32 ``[b, embed]``."""

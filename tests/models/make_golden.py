@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,18 @@ def computed(name: str) -> dict[str, Any]:
     return {"config": content, "tensors": shapes, "logits": rounded}
 
 
-def main() -> None:
+def write_golden(golden: Path, cases: Iterable[str], compute: Callable[[str], Any]) -> None:
+    """Compute the cases that the command names, or all, and keep the others in the file."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    names = sys.argv[1:] or list(CASES)
-    found = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    found |= {name: computed(name) for name in names}
+    names = sys.argv[1:] or list(cases)
+    found = json.loads(golden.read_text()) if golden.exists() else {}
+    found |= {name: compute(name) for name in names}
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(case)}" for name, case in found.items())
-    GOLDEN.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    golden.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    write_golden(GOLDEN, CASES, computed)

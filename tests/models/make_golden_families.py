@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from family_cases import CASES, GOLDEN, inputs, kept, reads_texts, weight
+from make_golden import write_golden
 
 
 def computed(name: str) -> dict[str, Any]:
@@ -96,17 +97,5 @@ def clip_output(model: Any, images: Any, tokens: Any) -> Any:
     return model(input_ids=ids, pixel_values=torch.tensor(images.transpose(0, 3, 1, 2))).logits_per_image.numpy()
 
 
-def main() -> None:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    names = sys.argv[1:] or list(CASES)
-    found = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    found |= {name: computed(name) for name in names}
-    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(case)}" for name, case in found.items())
-    GOLDEN.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write_golden(GOLDEN, CASES, computed)

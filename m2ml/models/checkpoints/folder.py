@@ -169,6 +169,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def settings_in(path: Path) -> Settings:
+    """The object in a JSON file, empty where there is none."""
+    return Settings(read_json(path) if path.exists() else {}, str(path))
+
+
 def _formats(settings: Settings) -> dict[str, tuple[int, int, str]] | None:
     """Bits, group size and mode by module, with the default under ``""``; None where nothing is quantised by MLX."""
     from m2ml.ops.quantize import check_format
