@@ -83,8 +83,9 @@ class Perturbation:
     overflow or that vanish do so here. With ``nearest`` a primitive that engines round correctly is rounded and not
     moved, so that what such a rounding decides (``x == y`` in bfloat16) is seen; with ``ideal`` every other one too, as
     an engine whose functions and sums had no error but their last rounding would. With ``flush`` subnormal numbers are
-    taken for zero, and zeros whose sign is left open have the other one. With ``loses`` what a formula makes of
-    subnormal numbers, where zero would give something else, is NaN: it may be anything.
+    taken for zero, zeros whose sign is left open have the other one, and negative powers are one over positive ones.
+    With ``loses`` what a formula makes of subnormal numbers, where zero would give something else, is NaN: it may be
+    anything.
     """
 
     generator: np.random.Generator
@@ -117,6 +118,7 @@ class Perturbation:
             if others:
                 inputs = others[int(self.generator.integers(len(others)))]
                 outputs = self.apply(equation, inputs)
+            outputs = self._inverted(equation, inputs, outputs)
         if self.loses and equation.name not in ARITHMETIC and not body:
             for seen in self.loses.other_inputs(equation, inputs):
                 triples = zip(outputs, self.apply(equation, seen), equation.outputs, strict=True)
@@ -134,6 +136,15 @@ class Perturbation:
             y if s is None else moved(y, s, aval.dtype, self.generator)
             for (y, aval), s in zip(each, scales, strict=True)
         ]
+
+    def _inverted(self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> Sequence[Array]:
+        """A negative power as one over the power: that may overflow where the result is a number, or vanish."""
+        if equation.name != "integer_pow" or equation.params["y"] >= 0 or inputs[0].dtype.kind != "f":
+            return outputs
+        assert self.flush is not None
+        with np.errstate(all="ignore"):
+            power = held(inputs[0] ** -equation.params["y"], equation.dtype)
+            return [np.asarray(1 / self.flush.seen(power, equation.dtype, equation.name))]
 
     def _bits(self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> Sequence[Array]:
         """The bits of a NaN are nobody's (IEEE 754, 6.2): those of any number stand for them."""

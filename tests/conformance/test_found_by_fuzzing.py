@@ -114,3 +114,11 @@ def test_what_the_sign_of_an_empty_sum_decides_is_decided_by_rounding():
     x = np.array([-0.0, -0.0, 1.0, 3.0], np.float32)
     report = m2ml.compare(inverse, x, backends=["cpu", "mlx"]).check()
     assert all(backend.outputs[0].unstable == 1 for backend in report.backends)
+
+
+def test_a_negative_power_is_one_over_a_power_that_may_overflow():
+    def infinite(x):
+        return lax.integer_pow(x, -2) * np.float16(np.inf)
+
+    report = m2ml.compare(infinite, np.array([-300, 2], np.float16), backends=["cpu", "mlx"]).check()
+    assert all(backend.outputs[0].unstable == 1 for backend in report.backends)
