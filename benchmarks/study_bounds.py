@@ -58,6 +58,10 @@ Sample = tuple[str, Program, list[Array]]
 #: Programs that a planted fault may show itself in.
 CHANCES = 12
 
+#: What may become of a fault in a program; of one in several programs the first of these. Bounds of programs do not
+#: tell -0 from 0, so that a fault which changes nothing else is counted apart.
+FATES = ("caught", "missed", "signs of zeros", "same")
+
 
 def _floats(tree: Any, change: Callable[[Any], Any]) -> Any:
     return jax.tree.map(lambda x: change(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
@@ -220,7 +224,7 @@ def written(name: str, program: Program, host: Sequence[Array], told: str) -> st
 def misses(backend: Any, names: Sequence[str], count: int, seed: int, progress: Progress) -> None:
     """Plant ``count`` faults, spread over the rules, and run up to `CHANCES` programs that hold the primitive."""
     task = progress.add_task("wrong lowerings", total=count)
-    each, caught, met, seen, runs = -(-count // len(names)), 0, 0, 0, 0
+    each, met, fated = -(-count // len(names)), Counter[str](), Counter[str]()
     for name in random.Random(seed).sample(list(names), len(names)):
         trials = collect(backend, name, seed=seed, count=10)
         if not trials:
@@ -231,16 +235,19 @@ def misses(backend: Any, names: Sequence[str], count: int, seed: int, progress: 
         for fault in random.Random(f"{seed} {name}").sample(faults, min(each, len(faults))):
             wrong = type(backend)(rules=planted(backend, name, fault))
             fates = [fate_of(wrong, *sample) for sample in known]
-            runs, seen = runs + sum(f != "same" for f in fates), seen + fates.count("caught")
-            met, caught = met + any(f != "same" for f in fates), caught + ("caught" in fates)
-            if "missed" in fates and "caught" not in fates:
-                progress.console.print(f"missed: {name}: {fault.label}", highlight=False, markup=False)
+            fated.update(fates)
+            worst_fate = next(f for f in FATES if f in fates)
+            met[worst_fate] += 1
+            if worst_fate in ("missed", "signs of zeros"):
+                progress.console.print(f"{worst_fate}: {name}: {fault.label}", highlight=False, markup=False)
             progress.advance(task)
-            if met >= count:
+            if met.total() - met["same"] >= count:
                 break
         jax.clear_caches()
-    progress.console.print(f"faults that change a program: {rate(caught, met)} caught in up to {CHANCES} programs")
-    progress.console.print(f"programs that a fault changes: {rate(seen, runs)} caught")
+    for what, fate in ((f"faults, in up to {CHANCES} programs each", met), ("programs that a fault changes", fated)):
+        share = rate(fate["caught"], fate["caught"] + fate["missed"])
+        zeros = f"{fate['signs of zeros']:,} more change signs of zeros only"
+        progress.console.print(f"{what}: {share} caught; {zeros}", highlight=False)
 
 
 def holding(name: str, seed: int) -> Iterator[Sample]:
@@ -255,7 +262,13 @@ def fate_of(wrong: Any, program: Program, host: list[Array], bounds: Sequence[An
         return "same" if isinstance(right, str) else "caught"
     if all(y.tobytes() == r.tobytes() for y, r in zip(got, right, strict=True)):
         return "same"
-    return "caught" if worst(program, host, got, bounds) > 1 else "missed"
+    if worst(program, host, got, bounds) > 1:
+        return "caught"
+    return "signs of zeros" if all(map(_equal, got, right)) else "missed"
+
+
+def _equal(x: Array, y: Array) -> bool:
+    return bool(np.all((x == y) | ((x != x) & (y != y))))
 
 
 def rate(found: int, of: int) -> str:
