@@ -70,6 +70,10 @@ KEPT: Mapping[str, frozenset[int]] = {
 }
 
 
+#: Primitives whose second argument, where it is whole, stays as the generator made it: one that is computed may be the
+#: constant 0, of which XLA's compiler dies (tests/upstream/test_upstream_xla_compiler.py).
+DIVISIONS = frozenset({"div", "rem"})
+
 #: Primitives that earlier values reach without NaN, infinities and -0: whether an engine multiplies the zeros it pads
 #: with is left open, and so is the sign of a NaN that is computed (IEEE 754, 6.3; x86 sets it, arm64 does not) and of
 #: some zeros, which these see. Their own cases hold NaN of either sign, on which every engine must agree.
@@ -197,6 +201,8 @@ class _Builder:
             return self.own(array)
         gentle = name in GENTLE or name.startswith(OP)
         if gentle and not is_float(array.dtype):
+            return self.own(array)
+        if name in DIVISIONS and position == 1 and np.issubdtype(array.dtype, np.integer):
             return self.own(array)
         index = self.earlier()
         if array.size and 0 in self.avals[index].shape:  # filled up with zeros it would be a constant

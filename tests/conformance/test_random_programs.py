@@ -13,9 +13,10 @@ import m2ml
 import m2ml.ops
 from m2ml.equivalence.hunt import Hunt, forget_compiled
 from m2ml.equivalence.primitives import load
-from m2ml.equivalence.programs import CALLBACKS, GENTLE, KEPT, OP, drawable, drawable_ops, palette, programs
+from m2ml.equivalence.primitives.cases import examples
+from m2ml.equivalence.programs import CALLBACKS, DIVISIONS, GENTLE, KEPT, OP, drawable, drawable_ops, palette, programs
 from m2ml.equivalence.reproduce import loaded, source_of, with_ops
-from m2ml.equivalence.statements import BLOCKS, UNIQUE
+from m2ml.equivalence.statements import BLOCKS, UNIQUE, Own, Read
 from m2ml.kernel import Kernel, kernels
 from m2ml.op import ops
 from m2ml.plugins import registry
@@ -129,6 +130,17 @@ def test_programs_are_graphs_with_blocks_and_many_primitives():
     assert edges > 10 * sum(lengths.values())
 
 
+def test_whole_numbers_are_divided_by_arrays_of_the_program_only():
+    """A computed divisor may be the constant 0, by which XLA's compiler divides."""
+    found = []
+    examples(lambda draw: found.append(draw(programs(["div", "rem", "reduce_sum"]))), 40, seed=0)
+    calls = [s for program in found for s in program.statements if getattr(s, "name", "") in DIVISIONS]
+    whole = [call for call in calls if np.issubdtype(call.avals[0].dtype, np.integer)]
+    assert len(whole) > 20
+    assert all(isinstance(call.arguments[1], Own) for call in whole)
+    assert any(isinstance(call.arguments[1], Read) for call in calls)
+
+
 def test_the_same_seed_gives_the_same_programs():
     def run():
         hunt = Hunt("reference", seed=5)
@@ -155,7 +167,7 @@ def test_rare_primitives_are_drawn_seldom_but_are_drawn():
 
 
 def test_tables_name_primitives_that_have_cases():
-    assert GENTLE | set(KEPT) | CALLBACKS | set(UNIQUE) <= set(load())
+    assert GENTLE | set(KEPT) | CALLBACKS | DIVISIONS | set(UNIQUE) <= set(load())
 
 
 def test_every_kind_of_block_transforms_a_simple_body():
