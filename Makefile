@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
-# JAX versions the engine tests also run on: jax==version:python.
+# JAX versions that the tests of the engines and of the ops also run on: jax==version:python.
 MATRIX ?= 0.5.0:3.11 0.11.2:3.12 0.12.*:3.12
 
 .PHONY: demo test test-slow check check-static test-matrix benchmark clean
