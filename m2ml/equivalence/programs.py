@@ -194,7 +194,10 @@ class _Builder:
         if name in ABOVE:
             arrays = [np.maximum(x, np.asarray(ABOVE[name], x.dtype)) for x in arrays]
         arguments = tuple(self.argument(name, i, x) for i, x in enumerate(arrays))
-        return Call(name, function, arguments).typed(arrays)
+        call = Call(name, function, arguments).typed(arrays)
+        if not call.avals:  # an optimizer's step on no leaves
+            reject()
+        return call
 
     def argument(self, name: str, position: int, array: Array) -> Argument:
         if not self.avals or position in KEPT.get(name, ()) or self.draw(st.integers(0, 3)) == 0:

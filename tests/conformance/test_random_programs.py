@@ -141,6 +141,14 @@ def test_whole_numbers_are_divided_by_arrays_of_the_program_only():
     assert any(isinstance(call.arguments[1], Read) for call in calls)
 
 
+def test_every_statement_gives_a_value():
+    """A step of AdamW on no leaves gives none, so that a block after it would have nothing to read."""
+    found = []
+    examples(lambda draw: found.append(draw(programs([f"{OP}adamw_update"]))), 60, seed=0)
+    assert len(found) == 60
+    assert all(statement.avals for program in found for statement in program.statements)
+
+
 def test_the_same_seed_gives_the_same_programs():
     def run():
         hunt = Hunt("reference", seed=5)
