@@ -132,6 +132,8 @@ class Perturbation:
             return [scaled(y, aval.dtype, self.generator, u) if (u := unit(aval.dtype)) else y for y, aval in each]
         scale = self.scales.of if self.scales else finite_scales
         scales = scale(equation, inputs, outputs, lambda *xs: self.apply(equation, xs))
+        if self.flush:  # what has become zero stays it, as an engine may have it that is right to the last place
+            scales = [s if s is None else np.where(y == 0, 0.0, s) for y, s in zip(outputs, scales, strict=True)]
         return [
             y if s is None else moved(y, s, aval.dtype, self.generator)
             for (y, aval), s in zip(each, scales, strict=True)

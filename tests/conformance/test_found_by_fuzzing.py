@@ -122,3 +122,14 @@ def test_a_negative_power_is_one_over_a_power_that_may_overflow():
 
     report = m2ml.compare(infinite, np.array([-300, 2], np.float16), backends=["cpu", "mlx"]).check()
     assert all(backend.outputs[0].unstable == 1 for backend in report.backends)
+
+
+def test_what_a_sum_makes_of_a_subnormal_number_may_be_zero():
+    """XLA's sum of one logarithm is the number itself, and a subnormal one is 0 to what compares it."""
+
+    def some(x):
+        return lax.ne(lax.cumlogsumexp(x), jax.numpy.bfloat16(0))
+
+    x = np.array([9.2e-41], jax.numpy.bfloat16)
+    report = m2ml.compare(some, x, backends=["cpu", "mlx"]).check()
+    assert all(backend.outputs[0].unstable == 1 for backend in report.backends)
