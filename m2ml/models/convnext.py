@@ -14,7 +14,7 @@ from m2ml.models.layers import LayerNorm, modules
 from m2ml.models.patches import PatchEmbedding
 from m2ml.models.projection import Linear, value_of
 from m2ml.models.settings import Settings
-from m2ml.models.transformer import activate, activation_of
+from m2ml.models.transformer import activation_of
 
 Array = jax.Array
 
@@ -57,7 +57,7 @@ class Layer(nnx.Module):
 
     def __call__(self, x: Array, /) -> Array:
         y = self.norm(self.depthwise(x, padding=3, groups=self.width))
-        y = self.down(activate(self.up(y), self.activation))
+        y = self.down(self.up(y, activation=self.activation))
         return x + (y if self.factor is None else y * value_of(self.factor).astype(y.dtype))
 
 

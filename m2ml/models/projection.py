@@ -12,7 +12,7 @@ from flax import nnx
 from m2ml import ops
 from m2ml.models.decoder_config import DecoderConfig
 from m2ml.ops import Quantized
-from m2ml.ops.activations import gelu, gelu_tanh
+from m2ml.ops.activations import ACTIVATIONS, gelu, gelu_tanh
 
 Array = jax.Array
 
@@ -34,15 +34,20 @@ def project(x: Array, weight: Any, /) -> Array:
 
 
 class Linear(nnx.Module):
-    """``x @ weight.T + bias``: ``x[*b, inputs] -> [*b, outputs]``, with a weight as `project` takes it."""
+    """``activation(x @ weight.T + bias)``: ``x[*b, inputs] -> [*b, outputs]``, with a weight as `project` takes it."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs) -> None:
         self.weight = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (outputs, inputs), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
 
-    def __call__(self, x: Array, /) -> Array:
-        y = project(x, value_of(self.weight))
-        return y if self.bias is None else y + value_of(self.bias).astype(y.dtype)
+    def __call__(self, x: Array, /, *, activation: str = "none") -> Array:
+        weight = value_of(self.weight)
+        bias = None if self.bias is None else value_of(self.bias).astype(x.dtype)
+        if not isinstance(weight, tuple | Quantized):
+            layer: Array = ops.linear_bias_act(x, weight.astype(x.dtype), bias, activation=activation)
+            return layer
+        y = project(x, weight)
+        return ACTIVATIONS[activation](y if bias is None else y + bias)
 
 
 class Table(nnx.Module):

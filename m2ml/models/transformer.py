@@ -76,7 +76,7 @@ def activation_of(s: Settings, name: str, default: str = "gelu") -> str:
 def activate(x: Array, name: str, /) -> Array:
     """The activation, in float32 for half precision."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide * jax.lax.logistic(1.702 * wide) if name == "quick_gelu" else ACTIVATIONS[name](wide)).astype(x.dtype)
+    return ACTIVATIONS[name](wide).astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -109,11 +109,10 @@ class Block(nnx.Module):
         return self.out(mixed.reshape(x.shape))
 
     def _mlp(self, x: Array) -> Array:
-        wide = self.up(x)
         if self.config.gated:
-            gate, up = jnp.split(wide, 2, axis=-1)
+            gate, up = jnp.split(self.up(x), 2, axis=-1)
             return self.down(ops.swiglu(gate, up))
-        return self.down(activate(wide, self.config.activation))
+        return self.down(self.up(x, activation=self.config.activation))
 
 
 def _scaled(x: Array, scale: Any) -> Array:

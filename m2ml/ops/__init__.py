@@ -16,6 +16,7 @@ from m2ml.ops.conv_bias_act import conv_bias_act as conv_bias_act
 from m2ml.ops.dequantize import dequantize as dequantize
 from m2ml.ops.geglu import geglu as geglu
 from m2ml.ops.layer_norm import layer_norm as layer_norm
+from m2ml.ops.linear_bias_act import linear_bias_act as linear_bias_act
 from m2ml.ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from m2ml.ops.quantize import Quantized as Quantized
 from m2ml.ops.quantize import quantize as quantize

@@ -36,6 +36,11 @@ def gelu_tanh(x: Array) -> Array:
     return x * jax.lax.logistic(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
 
 
+def quick_gelu(x: Array) -> Array:
+    """``x sigmoid(1.702 x)``."""
+    return x * jax.lax.logistic(1.702 * x)
+
+
 #: What the ``activation`` of an op may be.
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "none": lambda x: x,
@@ -44,4 +49,5 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": silu,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
 }

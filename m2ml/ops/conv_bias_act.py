@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -49,21 +50,48 @@ def conv_bias_act(
     """
     require_floating(_NAME, x=x, weight=weight, bias=bias)
     require_one_of(_NAME, "activation", activation, ACTIVATIONS)
-    pads, stride, spread = _padding(padding), _pair("strides", strides), _pair("dilation", dilation)
+    at = Geometry.of(x.shape, weight.shape, strides=strides, padding=padding, dilation=dilation)
     _check_groups(x.shape[-1], weight.shape[2], weight.shape[3], groups)
     batch = x.shape[:-3]
     dtype = jnp.promote_types(x.dtype, weight.dtype)
     y = jax.lax.conv_general_dilated(
         wide(x.astype(dtype)).reshape(-1 if x.size else int(np.prod(batch)), *x.shape[-3:]),
         wide(weight.astype(dtype)),
-        stride,
-        pads,
-        rhs_dilation=spread,
+        at.strides,
+        at.pads,
+        rhs_dilation=at.dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
     y = y if bias is None else y + wide(bias)
     return ACTIVATIONS[activation](y).astype(dtype).reshape(*batch, *y.shape[1:])
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the taps of a convolution lie, and the height and width of its result: pairs for both axes.
+
+    ``pads`` are the zeros before and after each axis.
+    """
+
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    pads: tuple[tuple[int, int], tuple[int, int]]
+    sizes: tuple[int, int]
+
+    @staticmethod
+    def of(x: Sequence[int], weight: Sequence[int], *, strides: Pair, padding: Padding, dilation: Pair) -> Geometry:
+        """The geometry of arguments of these shapes. Raises ValueError for static arguments that are none."""
+        steps, spread, given = _pair("strides", strides), _pair("dilation", dilation), _padding(padding)
+        images = x[-3:-1]
+        window = [(taps - 1) * apart + 1 for taps, apart in zip(weight[:2], spread, strict=True)]
+        pads = jax.lax.padtype_to_pads(images, window, steps, given) if isinstance(given, str) else given
+        rows, columns = (
+            max((n + sum(pad) - taken) // step + 1, 0)
+            for n, pad, taken, step in zip(images, pads, window, steps, strict=True)
+        )
+        (top, bottom), (left, right) = pads
+        return Geometry(steps, spread, ((top, bottom), (left, right)), (rows, columns))
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:

@@ -59,7 +59,7 @@ def test_as_in_mlx():
         ({"padding": -1}, "padding is -1; it must be"),
         ({"groups": 0}, "groups is 0; it must be positive"),
         ({"groups": 2}, "x has 4 channels but weight takes 4 in each of 2 groups, 8 in all"),
-        ({"activation": "tanh"}, "activation is 'tanh'; it must be 'none', 'relu', .* or 'gelu_tanh'"),
+        ({"activation": "tanh"}, "activation is 'tanh'; it must be 'none', 'relu', .* or 'quick_gelu'"),
     ],
 )
 def test_errors(static, said):

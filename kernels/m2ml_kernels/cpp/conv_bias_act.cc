@@ -1,15 +1,11 @@
 // y[i, j, o] = activation(bias[o] + sum over taps (k, l) and channels c of x[i s + k d - top, j s + l d - left, c] weight[k, l, c, o]).
 //
 // A channel at a time (as many groups as channels): vectors run over channels, a few columns of the result stay in
-// registers while the taps are walked. Otherwise a product of matrices: rows are places, gathered patch by patch where
-// the kernel is not 1x1, and a panel of the weight's columns is packed once for a block of rows.
+// registers while the taps are walked. Otherwise a product of matrices (dense.h): rows are places, gathered patch by
+// patch where the kernel is not 1x1.
 // Must move: x, weight and y once; moves x once for each panel of a product (from cache where it fits), y once, and the
 // weight once, or once for each block of gathered rows.
-#include <vector>
-
-#include "activation.h"
-#include "matrix.h"
-#include "team.h"
+#include "dense.h"
 
 namespace m2ml {
 
@@ -126,65 +122,17 @@ inline void pack(const Convolution& v, int64_t depth, int64_t start, float* to) 
   }
 }
 
-// A tile of which only the first vector of columns is wanted: half the work of `tile`.
-template <int kRows> inline void narrow_tile(int64_t depth, const float* a, const float* b, float* c) {
-  Floats total[kRows];
-  for (int i = 0; i < kRows; ++i) total[i] = splat(0);
-  for (int64_t k = 0; k < depth; ++k) {
-    const Floats right = load(b + k * kTileColumns);
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) total[i] += splat(a[i * depth + k]) * right;
-  }
-  for (int i = 0; i < kRows; ++i) store(c + i * kTileColumns, total[i]);
-}
-inline void narrow_rows(int64_t rows, int64_t depth, const float* a, const float* b, float* c) {
-  for (; rows >= kTileRows; rows -= kTileRows, a += kTileRows * depth, c += kTileRows * kTileColumns) narrow_tile<kTileRows>(depth, a, b, c);
-  for (; rows >= 3; rows -= 3, a += 3 * depth, c += 3 * kTileColumns) narrow_tile<3>(depth, a, b, c);
-  for (; rows > 0; --rows, a += depth, c += kTileColumns) narrow_tile<1>(depth, a, b, c);
-}
-
-// A tile of the product with its bias and activation, to where it belongs.
-inline void finish(const Convolution& v, int64_t place, int64_t count, int64_t start, const float* tile) {
-  const int64_t columns = std::min(kTileColumns, v.outputs - start);
-  with_activation(v.activation, [&](auto activate) {
-    for (int64_t i = 0; i < count; ++i) {
-      float* to = v.y + (place + i) * v.outputs + start;
-      const float *from = tile + i * kTileColumns, *bias = v.bias + start;
-      each_vector(columns, [=](int64_t j, auto whole, int64_t n) {
-        store_at(to + j, activate(load(from + j) + load_at(bias + j, whole, n)), whole, n);
-      });
-    }
-  });
-}
-
 inline void as_product(const Call& call, const Convolution& v) {
-  const int64_t places = v.batch * v.rows * v.columns, depth = v.kernel_height * v.kernel_width * v.channels;
-  const int64_t panels = (v.outputs + kTileColumns - 1) / kTileColumns;
-  const bool direct = v.is_product();
-  // Rows of a block: what is gathered stays in the second-level cache.
-  const int64_t most = std::clamp<int64_t>((int64_t{1} << 16) / depth / kTileRows, 1, 8) * kTileRows;
-  const int64_t blocks = (places + most - 1) / most;
-  const int64_t work = std::min(most, places) * depth * kTileColumns;
-  Team::parallel(call, blocks * panels, 1 + (int64_t{1} << 16) / std::max<int64_t>(work, 1), [&](int64_t begin, int64_t end) {
-    std::vector<float> packed(depth * kTileColumns), gathered(direct ? 0 : most * depth);
-    float tile[kTileRows * kTileColumns];
-    int64_t held = -1, ready = -1;
-    for (int64_t unit = begin; unit < end; ++unit) {
-      // What costs more changes less often: a gathered block serves all panels, else a packed panel all blocks.
-      const int64_t block = direct ? unit % blocks : unit / panels, panel = direct ? unit / blocks : unit % panels;
-      const int64_t first = block * most, last = std::min(places, first + most), start = panel * kTileColumns;
-      if (!direct && held != block) gather(v, first, last, gathered.data()), held = block;
-      if (ready != panel) pack(v, depth, start, packed.data()), ready = panel;
-      const float* left = direct ? v.x + first * depth : gathered.data();
-      const int64_t tiles = (last - first + kTileRows - 1) / kTileRows;
-      for (int64_t t = 0; t < tiles; ++t) {  // of nearly equal size: a tile of one row takes as long as one of several
-        const int64_t from = (last - first) * t / tiles, count = (last - first) * (t + 1) / tiles - from;
-        if (v.outputs - start > kLanes) tile_rows<false>(count, depth, left + from * depth, depth, 1, packed.data(), kTileColumns, tile, kTileColumns);
-        else narrow_rows(count, depth, left + from * depth, packed.data(), tile);
-        finish(v, first + from, count, start, tile);
-      }
-    }
-  });
+  const int64_t depth = v.kernel_height * v.kernel_width * v.channels;
+  const Dense layer{v.batch * v.rows * v.columns, depth, v.outputs, v.activation, v.bias, v.y};
+  const bool gathered = !v.is_product();
+  dense(call, layer, gathered,
+        [&](int64_t first, int64_t last, float* scratch) -> const float* {
+          if (!gathered) return v.x + first * depth;
+          gather(v, first, last, scratch);
+          return scratch;
+        },
+        [&](int64_t start, float* to) { pack(v, depth, start, to); });
 }
 
 }  // namespace m2ml

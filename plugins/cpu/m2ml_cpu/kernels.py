@@ -11,6 +11,7 @@ import numpy as np
 
 from m2ml import Kernel
 from m2ml.ops.activations import ACTIVATIONS
+from m2ml.ops.conv_bias_act import Geometry
 from m2ml_cpu import attention
 from m2ml_cpu.ffi import handler, source_of
 
@@ -163,26 +164,15 @@ def conv_bias_act(call: Function) -> Function:
         groups: int,
         activation: str,
     ) -> Any:
-        stride, spread = pair(strides), pair(dilation)
-        window = [(kernel - 1) * d + 1 for kernel, d in zip(weight.shape[:2], spread, strict=True)]
-        if isinstance(padding, str):
-            padding = jax.lax.padtype_to_pads(x.shape[-3:-1], window, stride, padding)
-        pads = ((padding,) * 2,) * 2 if isinstance(padding, int) else padding
-        sizes = [
-            max((n + sum(p) - w) // s + 1, 0) for n, p, w, s in zip(x.shape[-3:-1], pads, window, stride, strict=True)
-        ]
-        integers = {"stride_y": stride[0], "stride_x": stride[1], "top": pads[0][0], "left": pads[1][0]}
-        integers |= {"spread_y": spread[0], "spread_x": spread[1], "groups": groups}
+        at = Geometry.of(x.shape, weight.shape, strides=strides, padding=padding, dilation=dilation)
+        integers = {"stride_y": at.strides[0], "stride_x": at.strides[1], "top": at.pads[0][0], "left": at.pads[1][0]}
+        integers |= {"spread_y": at.dilation[0], "spread_x": at.dilation[1], "groups": groups}
         integers["activation"] = list(ACTIVATIONS).index(activation)
-        out = jax.ShapeDtypeStruct((*x.shape[:-3], *sizes, weight.shape[-1]), x.dtype)
+        out = jax.ShapeDtypeStruct((*x.shape[:-3], *at.sizes, weight.shape[-1]), x.dtype)
         bias = jnp.zeros(weight.shape[-1:], x.dtype) if bias is None else bias
         return call(out, x, weight, bias, **{k: np.int64(v) for k, v in integers.items()})
 
     return forward
-
-
-def pair(value: Any) -> Any:
-    return (value, value) if isinstance(value, int) else value
 
 
 def conv_bias_act_takes(x: Any, weight: Any, bias: Any = None, *, groups: int, **static: Any) -> str:
@@ -191,6 +181,15 @@ def conv_bias_act_takes(x: Any, weight: Any, bias: Any = None, *, groups: int, *
     if not weight.size:
         return "the weight is empty"
     return one_dtype(x, weight, bias)
+
+
+def linear_bias_act(call: Function) -> Function:
+    def forward(x: Any, weight: Any, bias: Any, *, activation: str) -> Any:
+        out = jax.ShapeDtypeStruct((*x.shape[:-1], weight.shape[0]), x.dtype)
+        bias = jnp.zeros(weight.shape[:1], x.dtype) if bias is None else bias
+        return call(out, x, weight, bias, activation=np.int64(list(ACTIVATIONS).index(activation)))
+
+    return forward
 
 
 def rope(call: Function) -> Function:
@@ -277,6 +276,7 @@ KERNELS = (
     cpp("adamw_update", adamw_update, accepts=all_leaves_float32, dtypes=("float32",)),
     cpp("batch_norm_act", batch_norm_act),
     cpp("conv_bias_act", conv_bias_act, accepts=conv_bias_act_takes, dtypes=("float32",)),
+    cpp("linear_bias_act", linear_bias_act, accepts=one_dtype, dtypes=("float32",)),
     cpp("geglu", geglu, accepts=one_dtype),
     cpp("geglu_backward", geglu_backward, accepts=first_gradients(2)),
     cpp("rms_norm", rms_norm),
