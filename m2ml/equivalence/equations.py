@@ -12,6 +12,7 @@ from m2ml.backend import Backend
 from m2ml.control import CONTROL_FLOW
 from m2ml.equivalence.bounds import FACTOR, RUNS, Bound, bound_of
 from m2ml.equivalence.judgement import judge
+from m2ml.equivalence.overflow import inverse_of_power, may_overflow
 from m2ml.equivalence.perturbation import Flushing, Perturbation, on_a_cut
 from m2ml.equivalence.properties import PROPERTIES, Held, properties
 from m2ml.equivalence.report import OutputReport
@@ -72,7 +73,7 @@ def equation_bounds(equation: Equation, inputs: Sequence[Array], *, runs: int = 
         others = _chosen_by(equation, seen, wide) if equation.name == "sort" else reference.apply(equation, seen)
         each = zip(bounds, others, strict=True)
         bounds = [_or_else(bound, other, steady, equation.name in CHOOSING) for bound, other in each]
-    return bounds
+    return [_or_overflow(equation, wide, bound) for bound in bounds]
 
 
 def _bounds(equation: Equation, wide: Sequence[Array], runs: int) -> list[Bound]:
@@ -93,6 +94,16 @@ def _bounds(equation: Equation, wide: Sequence[Array], runs: int) -> list[Bound]
             allowed = np.where(certain, 0.0, np.where(np.isfinite(s), factor * s, 0.0) + lost * tiny(aval.dtype))
         bounds.append(Bound(y, allowed, np.zeros(y.shape, bool), np.dtype(aval.dtype)))
     return bounds
+
+
+def _or_overflow(equation: Equation, wide: Sequence[Array], bound: Bound) -> Bound:
+    """``bound`` where what an engine works out on the way may overflow or vanish; of primitives with one result."""
+    rule, y = registry.get("reference").apply, bound.expected
+    over = may_overflow(equation, wide, y, lambda *xs: rule(equation, xs))
+    inverse = inverse_of_power(equation, wide[0], y) if wide else None
+    if inverse is not None:
+        over = (inverse != y) & ~np.isnan(y)
+    return bound if over is None else replace(bound, unstable=bound.unstable | over)
 
 
 def _or_else(bound: Bound, other: Array, steady: bool, choosing: bool) -> Bound:

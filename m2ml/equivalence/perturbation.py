@@ -14,7 +14,19 @@ import numpy as np
 
 from m2ml.control import CONTROL_FLOW
 from m2ml.equivalence.moves import blocks, held, moved, scaled
-from m2ml.equivalence.rounding import ANY_ZERO, ARITHMETIC, BY_A_UNIT, COMPLEX_ROUNDED, CUT, EXACT, ROUNDED, tiny, unit
+from m2ml.equivalence.overflow import inverse_of_power, may_overflow
+from m2ml.equivalence.rounding import (
+    ANY_ZERO,
+    ARITHMETIC,
+    BY_A_UNIT,
+    COMPLEX_ROUNDED,
+    CUT,
+    EXACT,
+    ROUNDED,
+    SUMS,
+    tiny,
+    unit,
+)
 from m2ml.equivalence.scales import Scales, finite_scales
 from m2ml.interpreter import Equation
 
@@ -85,7 +97,7 @@ class Perturbation:
     an engine whose functions and sums had no error but their last rounding would. With ``flush`` subnormal numbers are
     taken for zero, zeros whose sign is left open have the other one, and negative powers are one over positive ones.
     With ``loses`` what a formula makes of subnormal numbers, where zero would give something else, is NaN: it may be
-    anything.
+    anything; so is a sum or product that overflows in some order of its terms.
     """
 
     generator: np.random.Generator
@@ -118,11 +130,15 @@ class Perturbation:
             if others:
                 inputs = others[int(self.generator.integers(len(others)))]
                 outputs = self.apply(equation, inputs)
-            outputs = self._inverted(equation, inputs, outputs)
+            inverse = inverse_of_power(equation, inputs[0], outputs[0]) if inputs else None
+            outputs = outputs if inverse is None else [inverse]
         if self.loses and equation.name not in ARITHMETIC and not body:
             for seen in self.loses.other_inputs(equation, inputs):
                 triples = zip(outputs, self.apply(equation, seen), equation.outputs, strict=True)
                 outputs = [np.where(lost(y, z, a.dtype), np.nan, y) if unit(a.dtype) else y for y, z, a in triples]
+        if self.loses and equation.name in SUMS:
+            over = may_overflow(equation, inputs, outputs[0], lambda *xs: self.apply(equation, xs))
+            outputs = outputs if over is None else [np.where(over, np.nan, outputs[0])]
         if equation.name in EXACT and not (equation.name in COMPLEX_ROUNDED and np.iscomplexobj(inputs[0])):
             return outputs
         each = zip(outputs, equation.outputs, strict=True)
@@ -138,15 +154,6 @@ class Perturbation:
             y if s is None else moved(y, s, aval.dtype, self.generator)
             for (y, aval), s in zip(each, scales, strict=True)
         ]
-
-    def _inverted(self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> Sequence[Array]:
-        """A negative power as one over the power: that may overflow where the result is a number, or vanish."""
-        if equation.name != "integer_pow" or equation.params["y"] >= 0 or inputs[0].dtype.kind != "f":
-            return outputs
-        assert self.flush is not None
-        with np.errstate(all="ignore"):
-            power = held(inputs[0] ** -equation.params["y"], equation.dtype)
-            return [np.asarray(1 / self.flush.seen(power, equation.dtype, equation.name))]
 
     def _bits(self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> Sequence[Array]:
         """The bits of a NaN are nobody's (IEEE 754, 6.2): those of any number stand for them."""

@@ -133,3 +133,26 @@ def test_what_a_sum_makes_of_a_subnormal_number_may_be_zero():
     x = np.array([9.2e-41], jax.numpy.bfloat16)
     report = m2ml.compare(some, x, backends=["cpu", "mlx"]).check()
     assert all(backend.outputs[0].unstable == 1 for backend in report.backends)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: lax.reduce_sum(x, (0,)),
+        lambda x: jax.numpy.fft.fft(x.astype("complex64")).real[1],
+        lambda x: x @ jax.numpy.ones(4),
+    ],
+)
+def test_a_sum_that_overflows_in_some_order_of_its_terms_is_not_judged(function):
+    """XLA and MLX give NaN for every element of the transform of equal numbers whose sum overflows."""
+    x = np.array([3e38, 3e38, -3e38, -3e38], np.float32)
+    report = m2ml.compare(function, x, backends=["cpu", "mlx"]).check()
+    assert all(backend.outputs[0].unstable == 1 for backend in report.backends)
+    m2ml.compare(function, x / 8, backends=["cpu", "mlx"]).check()
+
+
+@pytest.mark.parametrize("factors", [[1e30, 1e30, 1e-30], [1e-30, 1e-30, 1e30], [0.0, 1e30, 1e30]])
+def test_a_product_that_overflows_or_vanishes_in_some_order_of_its_factors_is_not_judged(factors):
+    x = np.array([factors, [2.0, 3.0, 4.0]], np.float32)
+    report = m2ml.compare(lambda x: lax.reduce_prod(x, (1,)), x, backends=["cpu", "mlx"]).check()
+    assert all(backend.outputs[0].unstable == 1 for backend in report.backends)

@@ -1,0 +1,91 @@
+"""Where a result is a number and what an engine works out on the way to it may overflow, or vanish."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from m2ml.equivalence.rounding import real_dtype, terms, tiny
+from m2ml.interpreter import Equation
+from m2ml.precision import narrow, widen
+
+Array = np.ndarray[Any, Any]
+Rule = Callable[..., Sequence[Array]]
+
+#: Sums whose rule, given the sizes of the terms, gives the sum of those.
+SUMS_OF_SIZES = frozenset(
+    """conv_general_dilated cumsum dot_general fft ragged_dot ragged_dot_general reduce_sum reduce_window_sum
+    scatter_add""".split()
+)
+
+PRODUCTS = frozenset("cumprod reduce_prod scatter_mul".split())
+
+
+def may_overflow(equation: Equation, inputs: Sequence[Array], output: Array, rule: Rule) -> Array | None:
+    """Where a sum or product of finite terms may overflow in some order of them, or a product vanish; None if nowhere.
+
+    ``inputs`` and ``output`` are the reference's float64 values; ``rule(*inputs)`` evaluates the equation. Partial sums
+    are at most the sum of the sizes of the terms, and partial products lie between those of the factors above 1 and
+    those below. Terms of one sign have one sum, whatever their order.
+    """
+    floats = [x for x in inputs if x.dtype.kind in "fc"]
+    if not floats or equation.name not in SUMS_OF_SIZES | PRODUCTS:
+        return None
+    largest = float(ml_dtypes.finfo(real_dtype(equation.dtype)).max)
+    with np.errstate(all="ignore"):
+        if equation.name in PRODUCTS:
+            return _product_overflows(inputs, output, rule, largest, tiny(equation.dtype))
+        if math.prod(float(_largest(x)) for x in floats) * _count(equation) < largest:
+            return None
+        total = _fft_total(equation, inputs[0], output) if equation.name == "fft" else rule(*map(_sizes, inputs))[0]
+        return np.asarray((total > largest) & np.isfinite(output) & (total > 2 * np.abs(output)))
+
+
+def _product_overflows(
+    inputs: Sequence[Array], output: Array, rule: Rule, largest: float, least: float
+) -> Array | None:
+    sizes = list(map(_sizes, inputs))
+    above = rule(*(np.maximum(x, 1) if x.dtype.kind == "f" else x for x in sizes))[0]
+    below = rule(*(np.where(x == 0, 1, np.minimum(x, 1)) if x.dtype.kind == "f" else x for x in sizes))[0]
+    size = np.abs(output)
+    return np.asarray(((above > largest) & (size < largest)) | ((below < least) & (size > least)))
+
+
+def _sizes(x: Array) -> Array:
+    return np.abs(x) if x.dtype.kind in "fc" else x
+
+
+def _largest(x: Array) -> Any:
+    sizes = np.abs(x)
+    return np.max(sizes, where=np.isfinite(sizes), initial=0.0)
+
+
+def _count(equation: Equation) -> int:
+    return math.prod(equation.params["fft_lengths"]) if equation.name == "fft" else terms(equation)
+
+
+def _fft_total(equation: Equation, x: Array, output: Array) -> Array:
+    """The sum of sizes of each transform; where half of the terms are given, twice what those add up to."""
+    axes = tuple(range(-len(equation.params["fft_lengths"]), 0))
+    given = math.prod(x.shape[axis] for axis in axes)
+    total = np.sum(np.abs(x), axes, keepdims=True) * (_count(equation) / max(given, 1))
+    return np.broadcast_to(total, output.shape)
+
+
+def inverse_of_power(equation: Equation, x: Array, output: Array) -> Array | None:
+    """``output`` of a negative integer power as one over the positive power, where that overflows or vanishes.
+
+    So engines work it out: the square of -300 overflows in float16, and one over it is 0, not 1.1e-5. None for others.
+    """
+    if equation.name != "integer_pow" or equation.params["y"] >= 0 or x.dtype.kind != "f":
+        return None
+    with np.errstate(all="ignore"):
+        size = widen(narrow(np.abs(x) ** -equation.params["y"], equation.dtype))
+        normal = np.isfinite(size) & (size >= tiny(equation.dtype))
+        if equation.dtype != np.float16:  # in which no engine takes subnormal numbers for zero
+            size = np.where(size < tiny(equation.dtype), 0.0, size)
+        return np.asarray(np.where(normal, output, np.copysign(1 / size, output)))
