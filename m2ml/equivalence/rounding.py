@@ -23,6 +23,13 @@ EXACT = frozenset(
     squeeze stack threefry2x32 tile top_k transpose unstack xor""".split()
 )
 
+#: Those of them that put numbers somewhere else and never look at one.
+MOVES = frozenset(
+    """bitcast_convert_type broadcast_in_dim complex concatenate copy_p dynamic_slice dynamic_update_slice expand_dims
+    gather imag optimization_barrier pad real reshape rev scatter select_n slice split squeeze stack tile transpose
+    unstack""".split()
+)
+
 #: Exact for real numbers, rounded for complex ones, whose size they work out.
 COMPLEX_ROUNDED = frozenset({"abs", "sign"})
 
