@@ -102,7 +102,7 @@ def _or_overflow(equation: Equation, wide: Sequence[Array], bound: Bound) -> Bou
     over = may_overflow(equation, wide, y, lambda *xs: rule(equation, xs))
     inverse = inverse_of_power(equation, wide[0], y) if wide else None
     if inverse is not None:
-        over = (inverse != y) & ~np.isnan(y)
+        over = (inverse != y) & ~(np.isnan(inverse) & np.isnan(y))
     return bound if over is None else replace(bound, unstable=bound.unstable | over)
 
 

@@ -79,13 +79,17 @@ def _fft_total(equation: Equation, x: Array, output: Array) -> Array:
 def inverse_of_power(equation: Equation, x: Array, output: Array) -> Array | None:
     """``output`` of a negative integer power as one over the positive power, where that overflows or vanishes.
 
-    So engines work it out: the square of -300 overflows in float16, and one over it is 0, not 1.1e-5. None for others.
+    So engines work it out: the square of -300 overflows in float16, and one over it is 0, not 1.1e-5. What they make of
+    complex infinities is NaN to one and 0 to another. None for other primitives.
     """
-    if equation.name != "integer_pow" or equation.params["y"] >= 0 or x.dtype.kind != "f":
+    if equation.name != "integer_pow" or equation.params["y"] >= 0 or x.dtype.kind not in "fc":
         return None
     with np.errstate(all="ignore"):
-        size = widen(narrow(np.abs(x) ** -equation.params["y"], equation.dtype))
-        normal = np.isfinite(size) & (size >= tiny(equation.dtype))
+        least = tiny(equation.dtype)
+        size = widen(narrow(np.abs(x) ** -equation.params["y"], real_dtype(equation.dtype)))
+        normal = np.isnan(x) | (np.isfinite(2 * size) & (size >= least))
+        if x.dtype.kind == "c":
+            return np.asarray(np.where(normal, output, np.where(np.isnan(output), 0.0, np.nan)))
         if equation.dtype != np.float16:  # in which no engine takes subnormal numbers for zero
-            size = np.where(size < tiny(equation.dtype), 0.0, size)
+            size = np.where(size < least, 0.0, size)
         return np.asarray(np.where(normal, output, np.copysign(1 / size, output)))

@@ -37,16 +37,19 @@ Array = np.ndarray[Any, Any]
 class Flushing:
     """What an engine that takes subnormal numbers for zero sees. XLA's CPU does so in float32 and bfloat16, Metal may.
 
-    MLX's CPU does not, and no engine known does in float16, whose least normal number, 6e-5, is not small. Arrays that
-    have none are remembered as long as they live: most are read several times.
+    MLX's CPU does not, and no engine known does in float16, whose least normal number, 6e-5, is not small. With
+    ``chance`` half of them are taken for zero, and none by what only moves numbers: XLA's CPU takes one for zero where
+    it compares it, and not where it stores it. Arrays that have none are remembered as long as they live: most are read
+    several times.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chance: np.random.Generator | None = None) -> None:
+        self.chance = chance
         self._clean: dict[tuple[int, float], weakref.ref[Array]] = {}
 
     def seen(self, x: Array, dtype: Any, name: str) -> Array:
         """``x`` as primitive ``name`` sees it; ``x`` itself where it has no subnormal number."""
-        if not unit(dtype) or dtype == np.float16:
+        if not unit(dtype) or dtype == np.float16 or (self.chance and name in MOVES):
             return x
         least = tiny(dtype) * (1 if name in ARITHMETIC else 4)
         known = self._clean.get((id(x), least))
@@ -54,10 +57,13 @@ class Flushing:
             return x
         parts = (x.real, x.imag) if np.iscomplexobj(x) else (x,)
         if any(_has_subnormal(part, least) for part in parts):
-            zeroed = [np.where(np.abs(part) < least, np.copysign(0.0, part), part) for part in parts]
+            zeroed = [np.where(self._taken(np.abs(part) < least), np.copysign(0.0, part), part) for part in parts]
             return np.asarray(zeroed[0] if len(zeroed) == 1 else np.stack(zeroed, -1).view(x.dtype)[..., 0])
         self._clean[id(x), least] = weakref.ref(x)
         return x
+
+    def _taken(self, subnormal: Array) -> Array:
+        return subnormal & (self.chance.random(subnormal.shape) < 0.5) if self.chance else subnormal
 
     def other_inputs(self, equation: Equation, inputs: Sequence[Array]) -> Iterator[list[Array]]:
         """What an engine may take ``inputs``, the reference's values, for: also all zeros for positive ones.
@@ -96,10 +102,9 @@ class Perturbation:
     overflow or that vanish do so here. With ``nearest`` a primitive that engines round correctly is rounded and not
     moved, so that what such a rounding decides (``x == y`` in bfloat16) is seen; with ``ideal`` every other one too, as
     an engine whose functions and sums had no error but their last rounding would. With ``flush`` subnormal numbers are
-    taken for zero, zeros whose sign is left open have the other one, and negative powers are one over positive ones;
-    with ``sometimes`` of half of the equations that do more than move numbers, by chance. With ``loses`` what a formula
-    makes of subnormal numbers, where zero would give something else, is NaN: it may be anything; so is a sum or product
-    that overflows in some order of its terms.
+    taken for zero, zeros whose sign is left open have the other one, and negative powers are one over positive ones.
+    With ``loses`` what a formula makes of subnormal numbers, where zero would give something else, may be anything; so
+    may a sum or product that overflows in some order of its terms.
     """
 
     generator: np.random.Generator
@@ -109,35 +114,30 @@ class Perturbation:
     scales: Scales | None = None
     ideal: bool = False
     loses: Flushing | None = None
-    sometimes: bool = False
 
     @classmethod
     def of_run(
         cls, number: int, generator: np.random.Generator, apply: Callable[..., Any], scales: Scales | None = None
     ) -> Perturbation:
-        """That of one of several runs: every second rounds to nearest, every fourth loses, and the fourth flushes.
+        """That of one of several runs: every second rounds to nearest, the third loses, the fourth flushes.
 
-        Those after it flush sometimes: XLA's CPU takes a subnormal number for zero where it compares it, and not where
-        it moves it.
+        Those after them flush and lose by chance, so that what only some numbers do is seen as well.
         """
-        nearest, ideal, sometimes = number % 2 == 1, number == 1, number > 3
-        loses, flush = Flushing() if number % 4 == 2 else None, Flushing() if number > 2 else None
-        return cls(generator, apply, nearest, flush, scales, ideal, loses, sometimes)
+        chance = generator if number > 3 else None
+        loses = Flushing(chance) if number == 2 or (chance and number % 2 == 0) else None
+        flush = Flushing(chance) if number > 2 else None
+        return cls(generator, apply, number % 2 == 1, flush, scales, number == 1, loses)
 
     def __call__(self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> Sequence[Array]:
-        keeps = self.sometimes and (equation.name in MOVES or self.generator.random() < 0.5)
-        flush = None if keeps else self.flush
-        results = self._moved(equation, inputs, outputs, flush)
-        return list(map(_other_zeros, results)) if flush and equation.name in ANY_ZERO else results
+        results = self._moved(equation, inputs, outputs)
+        return list(map(_other_zeros, results)) if self.flush and equation.name in ANY_ZERO else results
 
-    def _moved(
-        self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array], flush: Flushing | None
-    ) -> Sequence[Array]:
+    def _moved(self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> Sequence[Array]:
         if equation.name == "bitcast_convert_type":
             outputs = self._bits(equation, inputs, outputs)
         body = equation.name in CONTROL_FLOW  # whose equations were moved each
-        if flush and not body:  # what reads the results takes their subnormal numbers for zero
-            others = list(flush.other_inputs(equation, inputs))
+        if self.flush and not body:  # what reads the results takes their subnormal numbers for zero
+            others = list(self.flush.other_inputs(equation, inputs))
             if others:
                 inputs = others[int(self.generator.integers(len(others)))]
                 outputs = self.apply(equation, inputs)
@@ -146,10 +146,10 @@ class Perturbation:
         if self.loses and equation.name not in ARITHMETIC and not body:
             for seen in self.loses.other_inputs(equation, inputs):
                 triples = zip(outputs, self.apply(equation, seen), equation.outputs, strict=True)
-                outputs = [np.where(lost(y, z, a.dtype), np.nan, y) if unit(a.dtype) else y for y, z, a in triples]
+                outputs = [self._or_anything(y, lost(y, z, a.dtype)) if unit(a.dtype) else y for y, z, a in triples]
         if self.loses and equation.name in SUMS:
             over = may_overflow(equation, inputs, outputs[0], lambda *xs: self.apply(equation, xs))
-            outputs = outputs if over is None else [np.where(over, np.nan, outputs[0])]
+            outputs = outputs if over is None else [self._or_anything(outputs[0], over)]
         if equation.name in EXACT and not (equation.name in COMPLEX_ROUNDED and np.iscomplexobj(inputs[0])):
             return outputs
         each = zip(outputs, equation.outputs, strict=True)
@@ -159,12 +159,20 @@ class Perturbation:
             return [scaled(y, aval.dtype, self.generator, u) if (u := unit(aval.dtype)) else y for y, aval in each]
         scale = self.scales.of if self.scales else finite_scales
         scales = scale(equation, inputs, outputs, lambda *xs: self.apply(equation, xs))
-        if flush:  # what has become zero stays it, as an engine may have it that is right to the last place
+        if self.flush:  # what has become zero stays it, as an engine may have it that is right to the last place
             scales = [s if s is None else np.where(y == 0, 0.0, s) for y, s in zip(outputs, scales, strict=True)]
         return [
             y if s is None else moved(y, s, aval.dtype, self.generator)
             for (y, aval), s in zip(each, scales, strict=True)
         ]
+
+    def _or_anything(self, output: Array, where: Array) -> Array:
+        """``output``, and NaN ``where`` it may be anything; by chance another number, since programs sort NaN out."""
+        if not where.any():
+            return output
+        assert self.loses is not None
+        chance = self.loses.chance
+        return np.where(where, 100 * chance.standard_normal(output.shape) if chance else np.nan, output)
 
     def _bits(self, equation: Equation, inputs: Sequence[Array], outputs: Sequence[Array]) -> Sequence[Array]:
         """The bits of a NaN are nobody's (IEEE 754, 6.2): those of any number stand for them."""

@@ -105,6 +105,25 @@ def test_tangents_of_integers_are_nothing_to_an_engine():
     m2ml.compare(tangent, np.ones(3, np.float32), np.arange(3, dtype=np.int32), backends=["cpu", "mlx"]).check()
 
 
+def test_negative_powers_of_complex_infinities_are_not_judged():
+    x = np.array([np.inf, complex(np.inf, 1), 1e13 + 1e13j, 1e-13 + 1e-13j, 2.0], np.complex64)
+    report = m2ml.compare(lambda x: lax.integer_pow(x, -3), x, backends=["cpu", "mlx"]).check()
+    assert all(backend.outputs[0].unstable == 4 for backend in report.backends)
+
+
+def test_of_two_small_numbers_an_engine_may_take_one_for_zero():
+    """XLA's logarithm of 1.4e-45 is minus infinity, of which nothing is left here, that of 1.2e-38 a number."""
+    x = np.array([1.4e-45, 1.1754944e-38], np.float32)
+    weights = (np.array([1, -1]) / np.sin(np.log(x.astype(np.float64)))).astype(np.float32)
+
+    def nothing(x):
+        y = lax.log(x)
+        y = lax.select(lax.is_finite(y), y, np.zeros(y.shape, y.dtype))
+        return lax.reduce_sum(weights * lax.sin(y), (0,))
+
+    m2ml.compare(nothing, x, backends=["cpu", "mlx"]).check()
+
+
 def test_what_the_sign_of_an_empty_sum_decides_is_decided_by_rounding():
     """MLX adds up the one -0 of a window to -0, XLA to 0, which it starts from."""
 
