@@ -272,6 +272,13 @@ def _scaled(equation: Equation, given: Sequence[str]) -> str:
     return f"{kept[:-1]}, {scales})"
 
 
+def _gamma(equation: Equation, given: Sequence[str]) -> str:
+    """The key is an array of two or four words here and a typed key to JAX."""
+    impl = {2: "threefry2x32", 4: "rbg"}[equation.inputs[0].shape[-1]]
+    key = f"jax.random.wrap_key_data({given[0]}, impl={impl!r})"
+    return f"{_place(equation.primitive)}.bind({key}, {given[1]}, log_space={equation.params['log_space']})"
+
+
 #: Primitives that no public module shows, or whose parameters hold a function: their public function.
 _FUNCTIONS: Mapping[str, Callable[[Equation, Sequence[str]], str]] = {
     "empty": _call("lax.empty", "shape", "dtype"),
@@ -282,6 +289,7 @@ _FUNCTIONS: Mapping[str, Callable[[Equation, Sequence[str]], str]] = {
     "polynomial": lambda equation, xs: f"lax.polynomial({xs[0]}, [{', '.join(xs[1:])}])",
     "ragged_dot": _ragged,
     "ragged_dot_general": _ragged,
+    "random_gamma": _gamma,
     "random_gamma_grad": _call("lax.random_gamma_grad"),
     "scaled_dot": _scaled,
     **{

@@ -89,6 +89,16 @@ def test_an_op_is_drawn_and_written_as_a_call(name):
     run()
 
 
+def test_a_gamma_sample_is_written_with_a_typed_key():
+    a = np.array([1.5, 2.5], np.float32)
+
+    def sample(a):
+        return jax.random.gamma(jax.random.key(3), a)
+
+    function, inputs = loaded(written(sample, [a]))
+    np.testing.assert_array_equal(jax.jit(function)(*inputs)[0], jax.jit(sample)(a))
+
+
 def test_every_op_that_comes_with_m2ml_is_drawn():
     assert {f"{OP}{name}" for name in ops} == set(drawable_ops())
 
