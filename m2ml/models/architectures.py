@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from m2ml.models.decoder_config import DecoderConfig, ExpertsConfig, LayerConfig, Rope
@@ -76,11 +78,34 @@ def _rope(s: Settings, head_dim: int, *, kind: str | None = None, theta: str = "
     name = scaling.get("rope_type", scaling.get("type", "default"))
     if name == "factors":  # as GGUF has them
         return Rope(int(head_dim * share), float(base), factors=tuple(map(float, scaling["factors"])))
-    known = ("default", "linear", "llama3", "yarn")
+    if name in ("longrope", "su"):
+        return _longrope(s, int(head_dim * share), float(base), Settings(scaling, s.source))
+    known = ("default", "linear", "llama3", "yarn", "longrope")
     if name not in known:
         raise s.wrong("rope_type", name, f"known are {', '.join(known)}")
     items = () if name == "default" else tuple(sorted((k, v) for k, v in scaling.items() if v is not None))
     return Rope(int(head_dim * share), float(base), items)
+
+
+def _longrope(s: Settings, dims: int, base: float, scaling: Settings) -> Rope:
+    """Factors for texts up to the original context and for longer ones (Ding et al., 2024), as phi3 has them."""
+    context = s.integer("max_position_embeddings")
+    original = scaling.integer("original_max_position_embeddings", s.get("original_max_position_embeddings", context))
+    factor = scaling.number("factor", context / original)
+    magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
+    short, long = (_factors(scaling, name, dims // 2) for name in ("short_factor", "long_factor"))
+    return Rope(dims, base, (), short, long, original, scaling.number("attention_factor", magnitude))
+
+
+def _factors(scaling: Settings, name: str, count: int) -> tuple[float, ...]:
+    value = scaling.get(name)
+    if (
+        not isinstance(value, list)
+        or len(value) != count
+        or not all(isinstance(f, int | float) and f > 0 for f in value)
+    ):
+        raise scaling.wrong(name, value, f"it must be a list of {count} positive numbers")
+    return tuple(map(float, value))
 
 
 def _windows(s: Settings, layers: int, window: int | None, sliding: Callable[[int], bool]) -> tuple[int | None, ...]:
@@ -225,8 +250,15 @@ def _gemma3(s: Settings) -> DecoderConfig:
 
 @_decoder("phi3")
 def _phi3(s: Settings) -> DecoderConfig:
+    """Its long models name a window that nothing they read fills."""
     fields = _common(s)
-    return DecoderConfig(**fields, blocks=_blocks(s, fields))
+    blocks = tuple(
+        replace(block, window=None) if block.window and block.window >= fields["context"] else block
+        for block in _blocks(s, fields)
+    )
+    if any(block.window and block.rope and block.rope.long_factors for block in blocks):
+        raise s.wrong("sliding_window", s.get("sliding_window"), "m2ml reads longrope models without a window")
+    return DecoderConfig(**fields, blocks=blocks)
 
 
 @_decoder("olmo2")

@@ -65,7 +65,8 @@ class Attention(nnx.Module):
         v = v.reshape(batch, length, config.kv_heads, config.head_dim)
         if self.block.rope:
             positions = starts[:, None] + jnp.arange(length)
-            q, k = _turned(q, positions, self.block.rope), _turned(k, positions, self.block.rope)
+            room = length if cache is None else cache.room
+            q, k = (_turned(part, positions, self.block.rope, room) for part in (q, k))
         static = {
             "window": self.block.window,
             "scale": config.attention_scale,
@@ -85,10 +86,12 @@ class Attention(nnx.Module):
         return x.reshape(heads) if norm is None else norm(x.reshape(heads))
 
 
-def _turned(x: Array, positions: Array, rope: Rope) -> Array:
+def _turned(x: Array, positions: Array, rope: Rope, room: int) -> Array:
+    """``room`` is the most tokens that there may be: what a longrope model reads by does not change on the way."""
     frequencies = ops.rope_frequencies(rope.dims, rope.base, dict(rope.scaling) or None)
-    inverse = frequencies.inverse / np.array(rope.factors or (1,), np.float32)
-    turned: Array = ops.rope(x, positions, jnp.asarray(inverse), magnitude=frequencies.magnitude)
+    factors = rope.long_factors if rope.long_factors and room > rope.original else rope.factors
+    inverse = frequencies.inverse / np.array(factors or (1,), np.float32)
+    turned: Array = ops.rope(x, positions, jnp.asarray(inverse), magnitude=frequencies.magnitude * rope.magnitude)
     return turned
 
 

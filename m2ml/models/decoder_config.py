@@ -14,13 +14,17 @@ QK_NORMS = (None, "head", "all")
 class Rope:
     """Rotary positions: the first ``dims`` dimensions of a head turn; ``scaling`` is Hugging Face's, as sorted items.
 
-    ``factors`` divide the frequencies, one each.
+    ``factors`` divide the frequencies, one each; with room for more than ``original`` tokens the ``long_factors`` do.
+    ``magnitude`` multiplies what turns, beside that of the scaling.
     """
 
     dims: int
     base: float = 10000.0
     scaling: tuple[tuple[str, Any], ...] = ()
     factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    original: int = 0
+    magnitude: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from m2ml.models.projection import Linear, gate_and_up, project, value_of
 
 Array = jax.Array
 
-#: Up to so many pairs of token and expert per expert, their weights are read pair by pair; beyond, expert by expert.
+#: Up to so many pairs of token and expert per expert, their weights are read pair by pair; beyond, block by block.
 PAIRS_PER_EXPERT = 1
 
 
@@ -39,7 +39,7 @@ class Experts(nnx.Module):
         if rows.shape[0] * self.experts.chosen <= PAIRS_PER_EXPERT * self.experts.count:
             mixed = self._pair_by_pair(rows, chosen, probabilities, up, down)
         else:
-            mixed = self._expert_by_expert(rows, chosen, probabilities, up, down)
+            mixed = self._block_by_block(rows, chosen, probabilities, up, down)
         return mixed.astype(x.dtype).reshape(x.shape)
 
     def _route(self, rows: Array) -> tuple[Array, Array]:
@@ -59,13 +59,30 @@ class Experts(nnx.Module):
         each = jax.vmap(self._mlp)(pairs, *taken).reshape(*chosen.shape, -1)
         return jnp.sum(each * probabilities[..., None], axis=1)
 
-    def _expert_by_expert(self, rows: Array, chosen: Array, probabilities: Array, up: Any, down: Any) -> Array:
-        """Every expert works on every row; those that did not choose it take nothing of it."""
+    def _block_by_block(self, rows: Array, chosen: Array, probabilities: Array, up: Any, down: Any) -> Array:
+        """Pairs in the order of their experts, in blocks of one expert each, the last of which may have room left.
 
-        def add(total: Array, given: Any) -> tuple[Array, None]:
-            number, *weights = given
-            share = jnp.sum(jnp.where(chosen == number, probabilities, 0), axis=-1)
-            return total + self._mlp(rows, *weights) * share[:, None], None
+        At most twice the pairs' work, however unequally they are dealt, in arrays whose sizes do not depend on it.
+        """
+        count, pairs = self.experts.count, chosen.size
+        size = -(-pairs // count)
+        flat = chosen.reshape(-1)
+        order = jnp.argsort(flat, stable=True)
+        held = jnp.bincount(flat, length=count)
+        blocks = -(-held // size)
+        last = jnp.cumsum(blocks)
+        number = jnp.arange(pairs // size + count)  # each expert leaves room in one block at most
+        expert = jnp.minimum(jnp.sum(number[:, None] >= last, axis=1), count - 1)
+        nth = number - (last - blocks)[expert]
+        place = (nth * size)[:, None] + jnp.arange(size)
+        real = (number < last[-1])[:, None] & (place < held[expert][:, None])
+        pair = order[jnp.where(real, (jnp.cumsum(held) - held)[expert][:, None] + place, 0)]
+        share = jnp.where(real, probabilities.reshape(-1)[pair], 0)
 
-        numbers = jnp.arange(self.experts.count)
-        return jax.lax.scan(add, jnp.zeros_like(rows), (numbers, up, down))[0]
+        def add(total: Array, block: Any) -> tuple[Array, None]:
+            number, pair, share = block
+            taken = jax.tree.map(lambda weight: weight[number], (up, down))
+            row = pair // self.experts.chosen
+            return total.at[row].add(self._mlp(rows[row], *taken) * share[:, None]), None
+
+        return jax.lax.scan(add, jnp.zeros_like(rows), (expert, pair, share))[0]

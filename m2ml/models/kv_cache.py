@@ -34,6 +34,12 @@ class LayerCache:
     values: Any
     window: int | None = None
 
+    @property
+    def room(self) -> int:
+        """How many positions it holds."""
+        size: int = jax.tree.leaves(self.keys)[0].shape[1]
+        return size
+
     def attend(
         self, q: Array, k: Array, v: Array, starts: Array, counts: Array, /, **static: Any
     ) -> tuple[Array, LayerCache]:
@@ -174,9 +180,4 @@ def grown(cache: KVCache, config: DecoderConfig, capacity: int) -> KVCache:
 
 def capacity_of(cache: KVCache) -> int | None:
     """Tokens that fit; None where every layer is a ring, which has no end."""
-    lengths = [
-        layer.keys.packed.shape[1] if isinstance(layer.keys, Quantized) else layer.keys.shape[1]
-        for layer in cache.layers
-        if layer.window is None
-    ]
-    return min(lengths) if lengths else None
+    return min((layer.room for layer in cache.layers if layer.window is None), default=None)

@@ -7,12 +7,15 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiny_checkpoints import CASES, LENGTHS, tokens
 from tiny_models import BACKENDS, Tiny, forward
 
 import m2ml
 from m2ml.models import Decoder, functional
 from m2ml.models.architectures import DECODERS
+from m2ml.models.decoder_config import DecoderConfig, ExpertsConfig, LayerConfig
+from m2ml.models.experts import Experts
 from m2ml.models.kv_cache import capacity_of, grown, make_cache
 from m2ml.models.spelling import HUGGING_FACE
 
@@ -63,12 +66,43 @@ def in_pieces(tiny: Tiny, backend: str, sizes: list[int], capacity: int, grown_t
     return np.concatenate(found, axis=1)
 
 
+@pytest.mark.parametrize("dealt", ["evenly", "to one", "to the last two"])
+def test_experts_give_the_same_however_tokens_are_dealt(dealt: str) -> None:
+    """Blocks of pairs against every expert on every row, with shares of 0 for those that did not choose it."""
+    blocks = (LayerConfig(sparse=True),)
+    config = DecoderConfig(11, 6, 2, 2, 4, 8, 64, blocks, experts=ExpertsConfig(5, 2, 7))
+    layer, rng = Experts(config, rngs=nnx.Rngs(0)), np.random.default_rng(1)
+    rows, up, down = (rng.normal(size=shape).astype(np.float32) for shape in [(33, 6), (5, 14, 6), (5, 6, 7)])
+    first, second = {"evenly": (rng.permutation(33) % 5, 1), "to one": (2, 1), "to the last two": (3, 1)}[dealt]
+    chosen = np.stack([np.broadcast_to(first, 33), (np.broadcast_to(first, 33) + second) % 5], axis=1)
+    shares = rng.uniform(size=(33, 2)).astype(np.float32)
+
+    def plainly(rows, up, down):
+        gates, ups = np.split(np.einsum("rn,emn->erm", rows, up), 2, axis=-1)
+        every = np.einsum("erm,enm->ern", gates / (1 + np.exp(-gates)) * ups, down)
+        return sum(every[chosen[:, i], np.arange(33)] * shares[:, i, None] for i in range(2))
+
+    given = [x.astype(np.float64) for x in (rows, up, down)]
+    for backend in BACKENDS:
+        run = m2ml.jit(lambda *a: layer._block_by_block(*a), backend=backend)
+        found = m2ml.get(run(rows, chosen, shares, up, down))
+        np.testing.assert_allclose(found, plainly(*given), rtol=1e-4, atol=1e-4)
+    every = 33 * 5 * (14 * 6 + 7 * 6) * 2
+    assert run.program(rows, chosen, shares, up, down).cost.flops < every
+
+
+def outgrows(tiny: Tiny) -> bool:
+    """Whether a cache would come to have room for long factors when some of its keys have turned by the short ones."""
+    return any(b.rope and b.rope.long_factors and b.rope.original < max(LENGTHS) for b in tiny.config.blocks)
+
+
 def every_cut(tiny: Tiny, backend: str) -> None:
     longest = max(LENGTHS)
     tiny.hold(in_pieces(tiny, backend, [longest], longest))
     tiny.hold(in_pieces(tiny, backend, [1] * longest, longest))
     tiny.hold(in_pieces(tiny, backend, [7, 2, 1, 3], longest))
-    tiny.hold(in_pieces(tiny, backend, [3, 1, 1, 5, 2, 1], 5, grown_to=longest + 3))
+    if not outgrows(tiny):
+        tiny.hold(in_pieces(tiny, backend, [3, 1, 1, 5, 2, 1], 5, grown_to=longest + 3))
 
 
 @pytest.mark.parametrize("name", CUT)

@@ -66,6 +66,9 @@ def wide(name: str, folder: Path) -> Path:
     config = tiny_checkpoints.golden()[name]["config"] | {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
     if name == "qwen3_moe":
         config |= {"moe_intermediate_size": 32}
+    rope = config.get("rope_parameters") or {}
+    if "long_factor" in rope:
+        config["rope_parameters"] = rope | {key: 2 * rope[key] for key in ("short_factor", "long_factor")}
     shapes = {
         tensor.name: tensor.shape
         for source in sources(decoder_config(config, name), HUGGING_FACE[config["model_type"]])

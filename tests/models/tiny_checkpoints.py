@@ -41,6 +41,16 @@ _LLAMA3 = {
     "original_max_position_embeddings": 16,
     "rope_theta": 500.0,
 }
+_LONGROPE = {
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "sliding_window": 64,
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1.0, 1.1, 1.3, 1.6],
+        "long_factor": [1.2, 2.5, 4.0, 7.5],
+    },
+}
 
 #: Name of the case -> class of transformers, without its endings Config and ForCausalLM, and its configuration.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -65,6 +75,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2", {**_SIZES, "head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 12}),
     "gemma3_text": ("Gemma3Text", {**_SIZES, "head_dim": 8, "sliding_window": 5, "sliding_window_pattern": 2}),
     "phi3": ("Phi3", {**_SIZES, "num_attention_heads": 3, "num_key_value_heads": 1, "sliding_window": 5}),
+    "phi3, longrope": ("Phi3", {**_SIZES, **_LONGROPE, "original_max_position_embeddings": 16}),
+    "phi3, longrope for a long text": ("Phi3", {**_SIZES, **_LONGROPE, "original_max_position_embeddings": 8}),
     "olmo2": ("Olmo2", dict(_SIZES)),
     "smollm3": ("SmolLM3", {**_SIZES, "num_hidden_layers": 3, "no_rope_layer_interval": 2}),
     "gpt2": ("GPT2", {"vocab_size": VOCABULARY, "n_embd": 24, "n_head": 3, "n_layer": 2, "n_positions": 32}),
