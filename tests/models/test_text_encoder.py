@@ -128,6 +128,25 @@ def test_damaged_files_are_refused_in_a_sentence(folder: Path) -> None:
     assert not any("\n" in said for said in refused)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_what_lies_beside_the_weights_is_refused_in_a_sentence(folder: Path, name: str) -> None:
+    path, rng, refused = folder / name, random.Random(9), list[str]()
+    whole = path.read_bytes()
+    damaged = [whole[: rng.randrange(len(whole))] for _ in range(10)]
+    for _ in range(50):
+        changed = bytearray(whole)
+        changed[rng.randrange(len(whole))] = rng.randrange(256)
+        damaged.append(bytes(changed))
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            load(folder, backend="reference")
+        except CheckpointError as error:
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert all(str(folder) in said and "\n" not in said for said in refused)
+
+
 def test_a_folder_is_written_with_all_that_it_has(folder: Path, tmp_path: Path) -> None:
     from m2ml.models.checkpoints import open_checkpoint
 
@@ -155,7 +174,7 @@ def test_the_command_compares_texts(folder: Path, tmp_path: Path) -> None:
     cosines = [[float(x) for x in line.split()[:2]] for line in lines]
     np.testing.assert_allclose(cosines, vectors @ vectors.T, atol=6e-5)  # four places
     found = json.loads(run("embed", folder, *TEXTS, "--backend", "cpu", "--json").stdout)
-    np.testing.assert_allclose([one["vector"] for one in found["results"]], vectors, rtol=1e-6)
+    np.testing.assert_array_equal(np.array([one["vector"] for one in found["results"]], np.float32), vectors)
     for arguments, said in (
         (("embed", tmp_path / "nowhere", "a"), "a folder with config.json, or minilm or efficientnet-lite0"),
         (("embed", folder, "w1", "--pooling", "max"), "m2ml: a text's vector is its mean or cls; got 'max'"),

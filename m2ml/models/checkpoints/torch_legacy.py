@@ -7,7 +7,10 @@ stay names, and anything else is refused. Used for a package whose hash is pinne
 
 from __future__ import annotations
 
+import io
+import math
 import pickletools
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +26,7 @@ _DTYPES = {
     "torch DoubleStorage": np.dtype("<f8"),
     "torch LongStorage": np.dtype("<i8"),
 }
+_MOST = 2**40  # numbers in a storage
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
 _ARGUMENT = ("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "GLOBAL")
@@ -40,19 +44,21 @@ class _Tensor:
 def read_legacy(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """The tensors by name, each contiguous. Raises `CheckpointError` where the file is anything else."""
     try:
-        with path.open("rb") as file:
-            magic, version, _, tensors, keys = (_value(file) for _ in range(5))
-            if (magic, version) != (_MAGIC, _VERSION):
-                raise ValueError("it does not begin as torch begins a file")
-            dtypes = {tensor.key: tensor.dtype for tensor in tensors.values()}
-            storages = {key: _storage(file, dtypes[key]) for key in keys}
+        file = io.BytesIO(path.read_bytes())  # it gives what there is, whatever length is asked for
+        magic, version, _, tensors, keys = (_value(file) for _ in range(5))
+        if (magic, version) != (_MAGIC, _VERSION):
+            raise ValueError("it does not begin as torch begins a file")
+        dtypes = {tensor.key: tensor.dtype for tensor in tensors.values()}
+        storages = {key: _storage(file, dtypes[key]) for key in keys}
         return {name: _array(storages[tensor.key], tensor) for name, tensor in tensors.items()}
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, DeprecationWarning) as error:
         raise CheckpointError(f"{path} is no file of tensors as torch before 1.6 wrote it: {error}") from error
 
 
 def _storage(file: BinaryIO, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    count = int(np.frombuffer(file.read(8), "<i8")[0])
+    count = int.from_bytes(file.read(8), "little")
+    if count > _MOST:
+        raise ValueError(f"a storage of {count} numbers")
     return np.frombuffer(file.read(count * dtype.itemsize), dtype, count)
 
 
@@ -60,6 +66,8 @@ def _array(storage: np.ndarray[Any, Any], tensor: _Tensor) -> np.ndarray[Any, An
     last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
     if min((tensor.offset, last, *tensor.shape, *tensor.strides)) < 0 or last >= storage.size:
         raise ValueError("a tensor leaves its storage")
+    if math.prod(tensor.shape) > storage.size:
+        raise ValueError("a tensor has more numbers than its storage")
     strides = [s * storage.itemsize for s in tensor.strides]
     return np.ascontiguousarray(np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides))
 
@@ -67,8 +75,10 @@ def _array(storage: np.ndarray[Any, Any], tensor: _Tensor) -> np.ndarray[Any, An
 def _value(file: BinaryIO) -> Any:
     """What one pickle describes, where it describes a dictionary of tensors, numbers, text and lists of them."""
     machine = _Machine()
-    for opcode, argument, _ in pickletools.genops(file):
-        machine.step(opcode.name, argument)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)  # of escapes in a name
+        for opcode, argument, _ in pickletools.genops(file):
+            machine.step(opcode.name, argument)
     (value,) = machine.stack
     return value
 
@@ -111,8 +121,8 @@ class _Machine:
         elif name in ("SETITEM", "SETITEMS"):
             pairs = self._since_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
             stack[-1].update(zip(pairs[::2], pairs[1::2], strict=True))
-        elif name == "APPENDS":
-            items = self._since_mark()
+        elif name in ("APPEND", "APPENDS"):
+            items = self._since_mark() if name == "APPENDS" else [stack.pop()]
             stack[-1].extend(items)
         elif name == "BUILD":  # the versions of modules, which a dictionary carries
             stack.pop()
