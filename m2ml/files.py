@@ -16,6 +16,8 @@ def whole(target: Path, *, folder: bool = False) -> Iterator[Path]:
     """A hidden file or folder beside ``target``, which takes its name when the block ends well. Raises OSError."""
     with scratch(target, folder=folder) as hidden:
         yield hidden
+        if folder:
+            readable_as_usual(hidden)
         for path in (*(hidden.iterdir() if folder else ()), hidden):
             _flush(path)
         hidden.replace(target)
@@ -38,6 +40,14 @@ def scratch(target: Path, *, folder: bool = False) -> Iterator[Path]:
             yield hidden
     finally:
         _remove(hidden)
+
+
+def readable_as_usual(folder: Path) -> None:
+    """Give the files in ``folder`` the mode that new files have: safetensors makes its own for their owner alone."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(mode)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from m2ml.models.decoder import Decoder
 from m2ml.models.decoder_config import DecoderConfig
 from m2ml.models.functional import functional
 from m2ml.models.loading import config_of, load_params
-from m2ml.models.settings import CheckpointError
+from m2ml.models.settings import DTYPES, CheckpointError, check_dtype
 from m2ml.models.tokenizer import Tokenizer, from_folder
 
 
@@ -65,7 +65,7 @@ def load(
     checkpoint = open_checkpoint(path)
     backend = backend or m2ml.current()
     config = replace(config_of(checkpoint), dtype=dtype or _dtype(checkpoint, backend))
-    _check_dtype(config.dtype)
+    check_dtype(config.dtype)
     params = load_params(checkpoint, config, backend=backend, dequantize=dequantize)
     for kind, change in getattr(checkpoint, "changed", {}).items():
         warnings.warn(
@@ -94,9 +94,4 @@ def _dtype(checkpoint: Checkpoint, backend: str) -> str:
     if registry.get(backend).devices()[0].kind == "cpu":
         return "float32"
     said = checkpoint.settings.get("dtype") or checkpoint.settings.get("torch_dtype")
-    return said if said in ("float16", "bfloat16", "float32") else "float16"
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype not in ("float16", "bfloat16", "float32"):
-        raise CheckpointError(f"a language model computes in float16, bfloat16 or float32; got {dtype}")
+    return said if said in DTYPES else "float16"

@@ -16,9 +16,7 @@ from m2ml.models.checkpoints import open_checkpoint
 from m2ml.models.clip import CLIPConfig
 from m2ml.models.encoder import EncoderConfig
 from m2ml.models.families import family_of
-from m2ml.models.settings import CheckpointError
-
-DTYPES = ("float32", "bfloat16", "float16")
+from m2ml.models.settings import CheckpointError, check_dtype
 
 
 def load(path: str | Path, *, backend: str | None = None, dtype: str | None = None) -> Any:
@@ -40,8 +38,8 @@ def load(path: str | Path, *, backend: str | None = None, dtype: str | None = No
         from m2ml.generation import load as load_language_model
 
         return load_language_model(path, backend=backend, dtype=dtype)
-    if dtype is not None and dtype not in DTYPES:
-        raise CheckpointError(f"a model computes in {', '.join(DTYPES)}; got {dtype}")
+    if dtype is not None:
+        check_dtype(dtype)
     family, backend = family_of(checkpoint.settings), backend or m2ml.current()
     config = replace(family.read_config(checkpoint.settings), dtype=dtype or "float32")
     params = family.load_params(checkpoint, config, backend=backend)

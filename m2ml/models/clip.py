@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from m2ml.models.family import Family, Theirs, layer_names, pair_of
-from m2ml.models.layers import LayerNorm
+from m2ml.models.layers import LayerNorm, of_length_one
 from m2ml.models.patches import Pair, PatchEmbedding, in_order
 from m2ml.models.projection import Linear, Table, value_of
 from m2ml.models.settings import Settings
@@ -109,16 +109,11 @@ class CLIP(nnx.Module):
 
     def image_vectors(self, images: Array, /) -> Array:
         """One vector of length 1 for each image, float32 ``[b, embed]``."""
-        return _of_length_one(self.vision(images))
+        return of_length_one(self.vision(images))
 
     def text_vectors(self, tokens: Array, /) -> Array:
         """One vector of length 1 for each text, float32 ``[n, embed]``."""
-        return _of_length_one(self.text(tokens))
-
-
-def _of_length_one(x: Array) -> Array:
-    x = x.astype(jnp.float32)
-    return x / jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
+        return of_length_one(self.text(tokens))
 
 
 def _clip(s: Settings) -> CLIPConfig:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from m2ml.models.family import Family, Theirs, layer_names
-from m2ml.models.layers import LayerNorm
+from m2ml.models.layers import LayerNorm, of_length_one
 from m2ml.models.projection import Table, value_of
 from m2ml.models.settings import Settings
 from m2ml.models.transformer import MOST_LAYERS, Transformer, TransformerConfig, activation_of
@@ -96,9 +96,7 @@ class Encoder(nnx.Module):
         else:
             real = (jnp.arange(tokens.shape[1]) < lengths[:, None])[..., None]
             pooled = jnp.where(real, x, 0).sum(1) / jnp.maximum(lengths, 1)[:, None]
-        if not normalise:
-            return pooled
-        return pooled / jnp.maximum(jnp.sqrt(jnp.sum(pooled * pooled, axis=-1, keepdims=True)), 1e-12)
+        return of_length_one(pooled) if normalise else pooled
 
 
 def _bert(s: Settings) -> EncoderConfig:

@@ -44,6 +44,12 @@ def over_rows(layer: Callable[[jax.Array], jax.Array], x: jax.Array, /) -> jax.A
     return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
 
+def of_length_one(x: jax.Array, /) -> jax.Array:
+    """Rows divided by their length, in float32: ``x[*batch, features] -> same``. A row of zeros stays one."""
+    x = x.astype(jnp.float32)
+    return x / jnp.maximum(jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True)), 1e-12)
+
+
 def max_pool(x: jax.Array, /) -> jax.Array:
     """The largest of each 2x2 window; an odd last row or column is dropped.
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -24,15 +23,13 @@ from m2ml.models.checkpoints.folder import CONFIG, INDEX, SINGLE
 from m2ml.models.decoder_config import DecoderConfig
 from m2ml.models.loading import read_params
 from m2ml.models.quantisation import dequantized
-from m2ml.models.settings import CheckpointError
+from m2ml.models.settings import DTYPES, CheckpointError
 from m2ml.models.spelling import HUGGING_FACE
 from m2ml.models.weights import Source, sources
 from m2ml.ops import Quantized
 
 #: Bytes of tensors in one file; a larger model is written as several.
 SHARD = 4 << 30
-
-DTYPES: Mapping[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 from m2ml.models.checkpoints import Checkpoint
 from m2ml.models.checkpoints.folder import CONFIG, INDEX
 from m2ml.models.families import family_of
-from m2ml.models.saving import DTYPES, Files, Written, made
-from m2ml.models.settings import CheckpointError
+from m2ml.models.saving import Files, Written, made
+from m2ml.models.settings import DTYPES, CheckpointError
 from m2ml.ops import Quantized
 
 #: Endings of what lies beside weights: tokenizers, preprocessing, what sentence-transformers knows of a model.

@@ -6,9 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
 from m2ml.errors import M2mlError
 
 _MISSING = object()
+
+
+#: What a model computes in and its weights are written in.
+DTYPES: Mapping[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
 class CheckpointError(M2mlError, ValueError):
@@ -66,3 +73,9 @@ class Settings:
         if value is _MISSING:
             raise CheckpointError(f"{self.source} does not say {name}, which this architecture needs")
         return value
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise `CheckpointError` for what no model computes in."""
+    if dtype not in DTYPES:
+        raise CheckpointError(f"a model computes in {', '.join(DTYPES)}; got {dtype}")

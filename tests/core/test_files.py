@@ -1,10 +1,14 @@
 """Files and folders that are there whole or not at all."""
 
+import os
 import signal
+import stat
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from m2ml.files import scratch, whole
 
@@ -42,6 +46,19 @@ def test_what_a_killed_process_left_goes_with_the_next_one_and_not_before(tmp_pa
         (mine / "config.json").write_text("whole")
     assert names(tmp_path) == [target.name]
     assert (target / "config.json").read_text() == "whole"
+
+
+def test_files_may_be_read_by_whom_new_ones_may(tmp_path):
+    """As safetensors writes them they may not."""
+    before = os.umask(0o027)
+    try:
+        with whole(tmp_path / "model", folder=True) as hidden:
+            save_file({"x": np.zeros(3)}, hidden / "model.safetensors")
+            (hidden / "part").mkdir()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model" / "model.safetensors").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "model" / "part").stat().st_mode) == 0o750
 
 
 def test_a_file_takes_the_place_of_another_only_when_it_is_whole(tmp_path):
