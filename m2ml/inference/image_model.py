@@ -77,7 +77,8 @@ class ImageModel:
         found = []
         for part in parts(images, batch):
             size = min(1 << (len(part) - 1).bit_length(), batch)
-            whole = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+            more = np.zeros((size - len(part), *part.shape[1:]), part.dtype)
+            whole = np.concatenate([part, more]) if len(more) else part
             found.append(np.asarray(m2ml.get(function(self.params, whole)))[: len(part)])
         return np.concatenate(found)
 
