@@ -15,7 +15,6 @@ from tiny_checkpoints import CASES, GOLDEN, LENGTHS, tokens, weight
 
 def computed(name: str) -> dict[str, Any]:
     """Configuration, tensors and the logits of the last three tokens of each row, of one case."""
-    import torch
     import transformers
 
     kind, settings = CASES[name]
@@ -33,13 +32,19 @@ def computed(name: str) -> dict[str, Any]:
         save_file({k: weight(k, tuple(s)) for k, s in shapes.items()}, f"{folder}/model.safetensors", {"format": "pt"})
         content = json.loads((Path(folder) / "config.json").read_text())
         model = type(model).from_pretrained(folder, attn_implementation="eager").eval().float()
+    rounded = [[[float(f"{x:.7g}") for x in place] for place in row] for row in last_logits(model).tolist()]
+    return {"config": content, "tensors": shapes, "logits": rounded}
+
+
+def last_logits(model: Any) -> Any:
+    """What a model of transformers gives for the last three tokens of each row."""
+    import torch
+
     ids = torch.tensor(tokens().astype(np.int64))
     mask = torch.arange(ids.shape[1])[None] < torch.tensor(LENGTHS)[:, None]
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask.long()).logits.numpy()
-    last = [row[length - 3 : length].tolist() for row, length in zip(logits, LENGTHS, strict=True)]
-    rounded = [[[float(f"{x:.7g}") for x in place] for place in row] for row in last]
-    return {"config": content, "tensors": shapes, "logits": rounded}
+    return np.stack([row[length - 3 : length] for row, length in zip(logits, LENGTHS, strict=True)])
 
 
 def write_golden(golden: Path, cases: Iterable[str], compute: Callable[[str], Any]) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from tiny_checkpoints import tokens
@@ -66,8 +68,8 @@ def test_inexact_blocks_say_how_far_they_moved(name: str) -> None:
     assert 0 < moved <= change <= 2 / 255  # a step of the widest group
 
 
-def write_gguf(path: Path, tiny: Tiny, architecture: str, **more: Any) -> Path:
-    """The tiny model as llama.cpp's conversion would write it, in float32."""
+def write_gguf(path: Path, tiny: Tiny, architecture: str, *, stored: str = "F32", **more: Any) -> Path:
+    """The tiny model as llama.cpp's conversion would write it: matrices as ``stored``, the rest in float32."""
     config, writer = tiny.config, gguf.GGUFWriter(path, architecture)
     writer.add_embedding_length(config.embed_dim)
     writer.add_block_count(config.layers)
@@ -90,7 +92,9 @@ def write_gguf(path: Path, tiny: Tiny, architecture: str, **more: Any) -> Path:
             value = value[key]
         for tensor, part in zip(source.parts, source.split(value), strict=True):
             shift = config.norm == "rms_plus_one" and tensor.name.endswith("norm.weight")
-            writer.add_tensor(tensor.name, np.ascontiguousarray(part, np.float32) + np.float32(shift))
+            plain = np.ascontiguousarray(part, np.float32) + np.float32(shift)
+            kind = gguf.GGMLQuantizationType[stored if plain.ndim > 1 else "F32"]
+            writer.add_tensor(tensor.name, gguf.quants.quantize(plain, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -133,6 +137,18 @@ def test_a_file_gives_the_logits_of_its_folder(
             logit_soft_cap=tiny.config.logit_soft_cap,
         )
     tiny.hold(forward(config)(params, tokens()))
+
+
+@pytest.mark.parametrize(("stored", "dtype"), [("F16", np.float16), ("BF16", ml_dtypes.bfloat16)])
+def test_half_precision_is_read_as_it_is(
+    stored: str, dtype: Any, tiny_of: Callable[[str], Tiny], tmp_path: Path
+) -> None:
+    tiny = tiny_of("qwen3")
+    checkpoint = open_checkpoint(write_gguf(tmp_path / "half.gguf", tiny, "qwen3", stored=stored))
+    found = load_params(checkpoint, config_of(checkpoint), backend="reference")
+    wanted = jax.tree.map(lambda x: x.astype(dtype if x.ndim > 1 else x.dtype), tiny.params("reference"))
+    for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+        np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
 
 
 def test_frequencies_may_come_as_factors(tmp_path: Path, tiny_of: Callable[[str], Tiny]) -> None:
