@@ -100,7 +100,7 @@ def _or_overflow(equation: Equation, wide: Sequence[Array], bound: Bound) -> Bou
     """``bound`` where what an engine works out on the way may overflow or vanish; of primitives with one result."""
     rule, y = registry.get("reference").apply, bound.expected
     over = may_overflow(equation, wide, y, lambda *xs: rule(equation, xs))
-    inverse = inverse_of_power(equation, wide[0], y) if wide else None
+    inverse = inverse_of_power(equation, wide, y)
     if inverse is not None:
         over = (inverse != y) & ~(np.isnan(inverse) & np.isnan(y))
     return bound if over is None else replace(bound, unstable=bound.unstable | over)

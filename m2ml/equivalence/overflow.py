@@ -76,14 +76,15 @@ def _fft_total(equation: Equation, x: Array, output: Array) -> Array:
     return np.broadcast_to(total, output.shape)
 
 
-def inverse_of_power(equation: Equation, x: Array, output: Array) -> Array | None:
+def inverse_of_power(equation: Equation, inputs: Sequence[Array], output: Array) -> Array | None:
     """``output`` of a negative integer power as one over the positive power, where that overflows or vanishes.
 
     So engines work it out: the square of -300 overflows in float16, and one over it is 0, not 1.1e-5. What they make of
     complex infinities is NaN to one and 0 to another. None for other primitives.
     """
-    if equation.name != "integer_pow" or equation.params["y"] >= 0 or x.dtype.kind not in "fc":
+    if equation.name != "integer_pow" or equation.params["y"] >= 0 or inputs[0].dtype.kind not in "fc":
         return None
+    x = inputs[0]
     with np.errstate(all="ignore"):
         least = tiny(equation.dtype)
         size = widen(narrow(np.abs(x) ** -equation.params["y"], real_dtype(equation.dtype)))
@@ -93,3 +94,18 @@ def inverse_of_power(equation: Equation, x: Array, output: Array) -> Array | Non
         if equation.dtype != np.float16:  # in which no engine takes subnormal numbers for zero
             size = np.where(size < least, 0.0, size)
         return np.asarray(np.where(normal, output, np.copysign(1 / size, output)))
+
+
+def product_with_inverse(equation: Equation, inputs: Sequence[Array], output: Array) -> Array | None:
+    """``output`` of a division as the product with one over the divisor, where that overflows or is subnormal.
+
+    XLA's CPU divides so by what is the same for many numbers: 3e38 / 3e38 is 0 then. None for other primitives.
+    """
+    if equation.name != "div" or inputs[1].dtype.kind != "f" or equation.dtype == np.float16:
+        return None
+    x, y = inputs
+    with np.errstate(all="ignore"):
+        inverse = widen(narrow(1 / y, equation.dtype))
+        vanishes = (np.abs(inverse) < tiny(equation.dtype)) & np.isfinite(y)
+        off = vanishes | (np.isinf(inverse) & (y != 0))
+        return np.asarray(np.where(off, x * np.where(vanishes, np.copysign(0.0, y), inverse), output))

@@ -14,7 +14,7 @@ import numpy as np
 
 from m2ml.control import CONTROL_FLOW
 from m2ml.equivalence.moves import blocks, held, moved, scaled
-from m2ml.equivalence.overflow import inverse_of_power, may_overflow
+from m2ml.equivalence.overflow import inverse_of_power, may_overflow, product_with_inverse
 from m2ml.equivalence.rounding import (
     ANY_ZERO,
     ARITHMETIC,
@@ -76,7 +76,7 @@ class Flushing:
         if changed:
             yield seen
         if (changed and equation.name not in ARITHMETIC) or on_a_cut(equation, inputs):
-            yield [x + 0.0 if x.dtype.kind in "fc" else x for x in seen]
+            yield [np.asarray(x + 0.0) if x.dtype.kind in "fc" else x for x in seen]
 
 
 def _has_subnormal(x: Array, least: float) -> bool:
@@ -102,9 +102,9 @@ class Perturbation:
     overflow or that vanish do so here. With ``nearest`` a primitive that engines round correctly is rounded and not
     moved, so that what such a rounding decides (``x == y`` in bfloat16) is seen; with ``ideal`` every other one too, as
     an engine whose functions and sums had no error but their last rounding would. With ``flush`` subnormal numbers are
-    taken for zero, zeros whose sign is left open have the other one, and negative powers are one over positive ones.
-    With ``loses`` what a formula makes of subnormal numbers, where zero would give something else, may be anything; so
-    may a sum or product that overflows in some order of its terms.
+    taken for zero, zeros whose sign is left open have the other one, negative powers are one over positive ones, and
+    quotients products with one over the divisor. With ``loses`` what a formula makes of subnormal numbers, where zero
+    would give something else, may be anything; so may a sum or product that overflows in some order of its terms.
     """
 
     generator: np.random.Generator
@@ -141,8 +141,9 @@ class Perturbation:
             if others:
                 inputs = others[int(self.generator.integers(len(others)))]
                 outputs = self.apply(equation, inputs)
-            inverse = inverse_of_power(equation, inputs[0], outputs[0]) if inputs else None
-            outputs = outputs if inverse is None else [inverse]
+            for other in (inverse_of_power, product_with_inverse):
+                result = other(equation, inputs, outputs[0]) if inputs else None
+                outputs = outputs if result is None else [result]
         if self.loses and equation.name not in ARITHMETIC and not body:
             for seen in self.loses.other_inputs(equation, inputs):
                 triples = zip(outputs, self.apply(equation, seen), equation.outputs, strict=True)

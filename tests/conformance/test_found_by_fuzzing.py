@@ -6,6 +6,8 @@ import pytest
 from jax import lax
 
 import m2ml
+from m2ml.equivalence.measure import SECOND_LOOK, measured_bounds
+from m2ml.staged import Staged
 
 
 def test_windows_wider_than_the_array_gather_nothing():
@@ -109,6 +111,28 @@ def test_negative_powers_of_complex_infinities_are_not_judged():
     x = np.array([np.inf, complex(np.inf, 1), 1e13 + 1e13j, 1e-13 + 1e-13j, 2.0], np.complex64)
     report = m2ml.compare(lambda x: lax.integer_pow(x, -3), x, backends=["cpu", "mlx"]).check()
     assert all(backend.outputs[0].unstable == 4 for backend in report.backends)
+
+
+def test_a_quotient_is_the_product_with_an_inverse_that_may_vanish():
+    """XLA divides so by what a loop's body divides many numbers by."""
+
+    def ones(rows):
+        def body(carry, row):
+            x = lax.broadcast_in_dim(row, (257,), ())
+            return carry, lax.rev(x / (lax.abs(x) + 1), (0,))[254:]
+
+        return lax.scan(body, (), rows)[1]
+
+    m2ml.compare(ones, np.array([3.3e38, 2.0], np.float32), backends=["cpu", "mlx"]).check()
+
+
+def test_subnormal_scalars_are_taken_for_zero_by_chance():
+    def scalar(x):
+        return lax.log(x) * 0.5, lax.atan2(x, x), lax.ne(x, np.float32(0))
+
+    program = Staged(scalar).trace((np.float32(-1e-40),), {})
+    bounds = measured_bounds(program, [np.array(-1e-40, np.float32)], runs=SECOND_LOOK)
+    assert all(bound.unstable for bound in bounds)
 
 
 def test_of_two_small_numbers_an_engine_may_take_one_for_zero():
