@@ -65,7 +65,7 @@ class Call {
     grain = std::max<int64_t>(grain, 1);
     const int64_t helpers = count <= grain ? 0 : std::min(threads(), (count + grain - 1) / grain) - 1;
     if (helpers <= 0) return work(int64_t{0}, count), publish();
-    const int64_t part = std::max(grain, (count + 4 * (helpers + 1) - 1) / (4 * (helpers + 1)));
+    const int64_t part = std::max(grain, count / (4 * (helpers + 1)));
     auto shared = std::make_shared<Shared>();
     shared->parts = (count + part - 1) / part;
     shared->run = [](const void* w, int64_t i, int64_t size, int64_t n) {

@@ -1,180 +1,26 @@
 // y = x wᵀ with w = scale * code + bias in groups, codes of 2 to 8 bits, a stream of bits in 32-bit words, lowest first.
 //
 // Few rows: y = sum over groups of scale (codes · x) + bias (sum of x). Where codes do not cross words (2, 4 and 8 bits) x
-// is held as whole numbers of 24 bits, one exponent to the codes of a word: products of bytes are added exactly, four at
-// a time, in 32 bits, and what is rounded is the sum of a word. Otherwise (3, 5 and 6 bits) a vector holds neighbouring
-// codes, cut out of the 32 that end with a word, times x in floats. Must move: packed words, scales and biases once;
-// moves just that. Many rows: a panel of the weight is decoded once per 32 outputs and multiplied in register tiles.
+// is held as whole numbers (word_by_word.h), and several rows of the weight meet each. Otherwise (3, 5 and 6 bits) a
+// vector holds neighbouring codes, cut out of the 32 that end with a word, times x in floats. Must move: packed words,
+// scales and biases once; moves just that. Many rows: a panel of the weight, kPanel outputs wide, is decoded once and
+// multiplied in register tiles.
 #include <memory>
-#include <utility>
-#include <vector>
 
-#if defined(__ARM_FEATURE_DOTPROD)
-#include <arm_neon.h>
-#endif
-
-#include "matrix.h"
+#include "team.h"
+#include "word_by_word.h"
 
 namespace m2ml {
 
 constexpr int64_t kFew = 8;       // rows of x that are multiplied word by word
-constexpr int64_t kDepth = 256;   // rows of a decoded panel
-
-struct Format { int64_t outputs, inputs, group, groups, words, span; };  // span: words of a group
-
-// A row of the weight; `last` is the first word that lies less than a vector before the end of all rows.
-template <class S> struct Row { const uint32_t* words; const S *scales, *biases; const uint32_t* last; };
-
-typedef int8_t Bytes __attribute__((vector_size(4 * kLanes)));
-
-// sums + a · b, each lane over its four bytes: codes of at most 4 bits, and numbers with a sign.
-inline Ints add_products(Ints sums, Bytes codes, Bytes numbers) {
-#if defined(__AVX512VNNI__)
-  return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, (__m512i)numbers);
-#elif defined(__AVX512BW__)
-  return sums + (Ints)_mm512_madd_epi16(_mm512_maddubs_epi16((__m512i)codes, (__m512i)numbers), _mm512_set1_epi16(1));
-#elif defined(__AVX2__) && !defined(__AVX512F__)
-  return sums + (Ints)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)codes, (__m256i)numbers), _mm256_set1_epi16(1));
-#elif defined(__ARM_FEATURE_DOTPROD)
-  int32x4_t half[2];
-  int8x16_t a[2], b[2];
-  std::memcpy(half, &sums, sizeof half), std::memcpy(a, &codes, sizeof a), std::memcpy(b, &numbers, sizeof b);
-  for (int i = 0; i < 2; ++i) half[i] = vdotq_s32(half[i], a[i], b[i]);
-  std::memcpy(&sums, half, sizeof half);
-  return sums;
-#else
-  for (int i = 0; i < 4 * kLanes; ++i) sums[i / 4] += codes[i] * numbers[i];
-  return sums;
-#endif
-}
-
-// Lane i of the result is lane places[i] of x.
-inline Floats picked(Floats x, Ints places) {
+constexpr int64_t kDepth = 2048;  // rows of a decoded panel, at most
 #if defined(__AVX512F__)
-  return (Floats)_mm512_permutexvar_ps((__m512i)places, (__m512)x);
-#elif defined(__AVX2__)
-  return (Floats)_mm256_permutevar8x32_ps((__m256)x, (__m256i)places);
+constexpr int kPanelRows = 8, kPanelVectors = 3;  // of a tile: its sums, a row of the panel and an element of x are registers
 #else
-  Floats y;
-  for (int i = 0; i < kLanes; ++i) y[i] = x[places[i]];
-  return y;
+constexpr int kPanelRows = 4, kPanelVectors = 3;
 #endif
-}
-
-// Rows of x as the words of a row of the weight see them: lane by lane the codes of a word times unit * whole number,
-// three bytes with a sign each. The last block ends with the last word; what it shares with the one before is zero.
-template <int kBits, int kRows> class WordByWord {
- public:
-  WordByWord(const Format& f, const float* x, int64_t rows)
-      : words_(f.words), groups_(f.groups), span_bits_(__builtin_ctzll(f.span)), blocks_((f.words + kLanes - 1) / kLanes),
-        parts_((f.groups + kLanes - 1) / kLanes), bytes_(blocks_ * kRows * kVectors), units_(blocks_ * kRows), sums_(kRows * parts_) {
-    for (int64_t block = 0; block < blocks_; ++block)
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t word = block * kLanes; word < std::min(words_, (block + 1) * kLanes); ++word)
-          put(x + r * f.inputs + word * kCodes, block * kRows + r, word - first(block), r, word >> span_bits_);
-  }
-
-  // Whether whole numbers hold x: it is finite, and no word's numbers are so small that their unit would be no float.
-  bool holds() const { return holds_; }
-
-  template <int kSpan, class S> void multiply(const Row<S>& row, Floats* total) const {
-    for (int64_t part = 0; part < parts_; ++part) {
-      const Floats biases = load_up_to(row.biases + part * kLanes, groups_ - part * kLanes);
-      for (int r = 0; r < kRows; ++r) total[r] += biases * sums_[r * parts_ + part];
-    }
-    constexpr int kGroups = kLanes / kSpan;  // groups of a block
-    Ints place;
-    for (int i = 0; i < kLanes; ++i) place[i] = i / kSpan;
-    const int64_t whole = words_ / kLanes;
-    int64_t block = 0;
-    if constexpr (kSpan == kLanes) {
-      for (; block < whole; ++block) add(whole_words(row, block * kLanes), splat(to_float(row.scales[block * kLanes >> span_bits_])), block, total);
-    } else {
-      for (; block + kSpan <= whole; block += kSpan) {
-        const Floats scales = load(row.scales + block * kGroups);
-#pragma GCC unroll 16
-        for (int k = 0; k < kSpan; ++k) add(whole_words(row, (block + k) * kLanes), picked(scales, place + k * kGroups), block + k, total);
-      }
-      const Floats scales = load_up_to(row.scales + block * kGroups, groups_ - block * kGroups);
-      for (; block < whole; ++block, place += kGroups) add(whole_words(row, block * kLanes), picked(scales, place), block, total);
-    }
-    if (words_ % kLanes == 0) return;
-    for (int i = 0; i < kLanes; ++i) place[i] = i / kSpan;
-    const int64_t word = first(block), group = word >> span_bits_;
-    Words words{};
-    if (words_ < kLanes) std::memcpy(&words, row.words, words_ * sizeof *row.words);
-    else words = whole_words(row, word);
-    add(words, picked(load_up_to(row.scales + group, std::min<int64_t>(kGroups, groups_ - group)), place), block, total);
-  }
-
- private:
-  static constexpr int kCodes = 32 / kBits, kSlices = 8 / kBits, kPlanes = 3, kVectors = kPlanes * kSlices;
-  static constexpr int kNibbles = kBits == 8 ? 2 : 1;  // parts of a code that are multiplied by themselves
-
-  int64_t first(int64_t block) const { return std::max<int64_t>(std::min(block * kLanes, words_ - kLanes), 0); }
-
-  template <class S> static Floats load_up_to(const S* p, int64_t n) { return n < kLanes ? load_part(p, n) : load(p); }
-  template <class S> static Words whole_words(const Row<S>& row, int64_t word) {
-    Words words;
-    std::memcpy(&words, row.words + word, sizeof words);
-    return words;
-  }
-
-  // The numbers of one word, all units of the same power of two: at most 0x7f7f7f, which three bytes hold.
-  void put(const float* x, int64_t at, int64_t lane, int64_t row, int64_t group) {
-    uint32_t bits[kCodes], most = 0;
-    std::memcpy(bits, x, sizeof bits);
-    for (uint32_t b : bits) most = std::max(most, b & 0x7fffffffu);
-    if (!most) return;
-    const uint32_t exponent = (most >> 23) + ((most & 0x7fffffu) > 0x7efefeu);
-    if (most >> 23 == 255 || exponent < 32) {
-      holds_ = false;
-      return;
-    }
-    const uint32_t powers[2] = {(exponent - 22) << 23, (276 - exponent) << 23};
-    float power[2];
-    std::memcpy(power, powers, sizeof power);
-    auto* bytes = reinterpret_cast<int8_t*>(&bytes_[at * kVectors]) + 4 * lane;
-    int32_t total = 0;
-    for (int j = 0; j < kCodes; ++j) {
-      const auto number = static_cast<int32_t>(std::lrint(x[j] * power[1]));
-      const uint32_t digits = (static_cast<uint32_t>(number) + 0x808080u) ^ 0x808080u;
-      total += number;
-      for (int plane = 0; plane < kPlanes; ++plane)
-        bytes[(plane * kSlices + j % kSlices) * 4 * kLanes + j / kSlices] = static_cast<int8_t>(digits >> (16 - 8 * plane));
-    }
-    units_[at][lane] = power[0];
-    sums_[row * parts_ + group / kLanes][group % kLanes] += power[0] * static_cast<float>(total);
-  }
-
-  __attribute__((always_inline)) void add(Words words, Floats scale, int64_t block, Floats* total) const {
-    Bytes codes[kSlices * kNibbles];
-    for (int i = 0; i < kSlices * kNibbles; ++i) codes[i] = (Bytes)((words >> (kBits / kNibbles * i)) & (0x01010101u * ((1u << kBits / kNibbles) - 1)));
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const Bytes* x = &bytes_[(block * kRows + r) * kVectors];
-      const Floats low = sum_of_products(codes, x);
-      const Floats all = kNibbles == 1 ? low : low + 16.0f * sum_of_products(codes + kSlices, x);
-      total[r] += all * (scale * units_[block * kRows + r]);
-    }
-  }
-
-  // Whole up to here: 16 codes of 2 bits or 8 of 4 times 24 bits stay below 2^31.
-  __attribute__((always_inline)) Floats sum_of_products(const Bytes* codes, const Bytes* x) const {
-    Ints sums{};
-#pragma GCC unroll 16
-    for (int i = 0; i < kVectors; ++i) {
-      if (i && i % kSlices == 0) sums <<= 8;
-      sums = add_products(sums, codes[i % kSlices], x[i]);
-    }
-    return __builtin_convertvector(sums, Floats);
-  }
-
-  int64_t words_, groups_, span_bits_, blocks_, parts_;  // a group is a power of two of words
-  std::vector<Bytes> bytes_;                             // [block][row][plane][slice]
-  std::vector<Floats> units_, sums_;                     // [block][row]; of groups: [row][part]
-  bool holds_ = true;
-};
+constexpr int64_t kPanel = kPanelVectors * kLanes;
+constexpr int64_t kGrain = 4096;  // words for which a second thread is worth its while
 
 // 32 codes are kBits words, which always belong to one group: x stays in order, beside its sums by lane.
 template <int kBits, int kRows> class UnitByUnit {
@@ -188,12 +34,16 @@ template <int kBits, int kRows> class UnitByUnit {
 
   bool holds() const { return true; }
 
-  template <int, class S> void multiply(const Row<S>& row, Floats* total) const {
-    for (int64_t group = 0; group * group_ < inputs_; ++group) {
-      Floats sums[kRows] = {};
-      for (int64_t i = group * group_; i < (group + 1) * group_; i += 32) add(row.words + i / 32 * kBits, row.last, i, sums);
-      const float scale = to_float(row.scales[group]), bias = to_float(row.biases[group]);
-      for (int r = 0; r < kRows; ++r) total[r] += sums[r] * scale + bias * load(sums_.data() + (group * kRows + r) * kLanes);
+  template <int, int kOutputs, class S> void multiply(const Format& f, const Row<S>& weight, Floats (&total)[kOutputs][kRows]) const {
+    std::memset(total, 0, sizeof total);
+    for (int o = 0; o < kOutputs; ++o) {
+      const uint32_t* words = weight.words + o * f.words;
+      for (int64_t group = 0; group < f.groups; ++group) {
+        Floats sums[kRows] = {};
+        for (int64_t i = group * group_; i < (group + 1) * group_; i += 32) add(words + i / 32 * kBits, weight.last, i, sums);
+        const float scale = to_float(weight.scales[o * f.groups + group]), bias = to_float(weight.biases[o * f.groups + group]);
+        for (int r = 0; r < kRows; ++r) total[o][r] += sums[r] * scale + bias * load(sums_.data() + (group * kRows + r) * kLanes);
+      }
     }
   }
 
@@ -221,55 +71,125 @@ template <int kBits, int kRows> class UnitByUnit {
   std::vector<float> x_, sums_;
 };
 
-// Not inlined, so that its register tiles are compiled once for all formats.
-__attribute__((noinline)) void product_of_panel(int64_t rows, int64_t depth, const float* x, int64_t row, const float* panel, float* total) {
-  product<true>(rows, kTileColumns, depth, x, row, 1, panel, 0, kTileColumns, total, kTileColumns);
+// kRows rows of x times kPanel columns of the weight, in registers; y is what is there or zero, and they are added.
+template <int kRows, bool kAdd>
+void tile(int64_t depth, const float* x, int64_t row, const float* panel, float* y, int64_t y_row) {
+  Floats total[kRows][kPanelVectors];
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kPanelVectors; ++j) total[i][j] = kAdd ? load(y + i * y_row + j * kLanes) : splat(0);
+  for (int64_t k = 0; k < depth; ++k, panel += kPanel) {
+    Floats right[kPanelVectors];
+    for (int j = 0; j < kPanelVectors; ++j) right[j] = load(panel + j * kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+      const Floats left = splat(x[i * row + k]);
+#pragma GCC unroll 3
+      for (int j = 0; j < kPanelVectors; ++j) total[i][j] += left * right[j];
+    }
+  }
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kPanelVectors; ++j) store(y + i * y_row + j * kLanes, total[i][j]);
 }
 
-// Elements [begin, begin + depth) of a row of the weight, kTileColumns apart.
+template <bool kAdd> void tile_rows(int64_t rows, int64_t depth, const float* x, int64_t row, const float* panel, float* y, int64_t y_row) {
+  switch (rows) {
+#define M2ML_ROWS(n) case n: return tile<n, kAdd>(depth, x, row, panel, y, y_row);
+    M2ML_ROWS(1) M2ML_ROWS(2) M2ML_ROWS(3) M2ML_ROWS(4)
+#if defined(__AVX512F__)
+    M2ML_ROWS(5) M2ML_ROWS(6) M2ML_ROWS(7) M2ML_ROWS(8)
+#endif
+#undef M2ML_ROWS
+  }
+}
+
+// All rows of x times a panel, of whose columns the first `columns` are outputs. Not inlined, so that its register tiles
+// are compiled once for all formats.
+__attribute__((noinline)) void product_of_panel(int64_t rows, int64_t depth, const float* x, int64_t row, const float* panel, int64_t columns, bool add, float* y, int64_t y_row) {
+  for (int64_t i = 0; i < rows; i += kPanelRows) {
+    const int64_t count = std::min<int64_t>(kPanelRows, rows - i);
+    const auto run = add ? tile_rows<true> : tile_rows<false>;
+    if (columns == kPanel) {
+      run(count, depth, x + i * row, row, panel, y + i * y_row, y_row);
+      continue;
+    }
+    float part[kPanelRows * kPanel] = {};
+    for (int64_t r = 0; add && r < count; ++r) std::copy_n(y + (i + r) * y_row, columns, part + r * kPanel);
+    run(count, depth, x + i * row, row, panel, part, kPanel);
+    for (int64_t r = 0; r < count; ++r) std::copy_n(part + r * kPanel, columns, y + (i + r) * y_row);
+  }
+}
+
+// Elements [begin, begin + depth) of `count` rows of the weight, each row a lane; the lanes of other vectors are between.
 template <int kBits, class S>
-void decode(const Format& f, const uint32_t* words, const S* scales, const S* biases, int64_t begin, int64_t depth, float* to) {
-  for (int64_t i = begin; i < begin + depth; i += 32) {
-    const float scale = to_float(scales[i / f.group]), bias = to_float(biases[i / f.group]);
-    const uint32_t* unit = words + i / 32 * kBits;
-    uint64_t left = 0;  // bits read and not yet used
-    for (int j = 0, bits = 0; j < 32; ++j, bits -= kBits, left >>= kBits, to += kTileColumns) {
-      if (bits < kBits) left |= uint64_t{*unit++} << bits, bits += 32;
-      *to = scale * static_cast<float>(static_cast<uint32_t>(left) & ((1u << kBits) - 1)) + bias;
+void decode(const Format& f, const uint32_t* words, const S* scales, const S* biases, int64_t count, int64_t begin, int64_t depth, float* to) {
+  uint32_t unit[kBits][kLanes] = {};
+  float scale[kLanes] = {}, bias[kLanes] = {};
+  for (int64_t k = begin; k < begin + depth; k += 32) {
+    for (int64_t o = 0; o < count; ++o) {
+      for (int i = 0; i < kBits; ++i) unit[i][o] = words[o * f.words + k / 32 * kBits + i];
+      scale[o] = to_float(scales[o * f.groups + k / f.group]), bias[o] = to_float(biases[o * f.groups + k / f.group]);
+    }
+    const Floats by = load(scale), from = load(bias);
+#pragma GCC unroll 32
+    for (int j = 0; j < 32; ++j, to += kPanel) {
+      const int word = j * kBits / 32, shift = j * kBits % 32;
+      Words code, next;
+      std::memcpy(&code, unit[word], sizeof code);
+      code >>= shift;
+      if (shift + kBits > 32) std::memcpy(&next, unit[word + 1], sizeof next), code |= next << (32 - shift);
+      store(to, by * __builtin_convertvector((Ints)(code & ((1u << kBits) - 1)), Floats) + from);
     }
   }
 }
 
 template <int kBits, class S>
 void many_rows(const Call& call, const Format& f, int64_t rows, const float* x, const uint32_t* words, const S* scales, const S* biases, float* y) {
-  call.parallel((f.outputs + kTileColumns - 1) / kTileColumns, 1, [&](int64_t first, int64_t last) {
-    thread_local std::vector<float> scratch;
-    scratch.resize(kDepth * kTileColumns + rows * kTileColumns);
-    float *panel = scratch.data(), *total = panel + kDepth * kTileColumns;
-    for (int64_t tile = first; tile < last; ++tile) {
-      const int64_t start = tile * kTileColumns, columns = std::min(kTileColumns, f.outputs - start);
-      std::fill_n(total, rows * kTileColumns, 0.0f);
-      std::fill_n(panel, kDepth * kTileColumns, 0.0f);
+  Team::parallel(call, (f.outputs + kPanel - 1) / kPanel, 1, [&](int64_t first, int64_t last) {
+    thread_local std::vector<float> panel;
+    panel.resize(kPanel * std::min(kDepth, f.inputs));
+    for (int64_t start = first * kPanel; start < std::min(last * kPanel, f.outputs); start += kPanel)
       for (int64_t k = 0; k < f.inputs; k += kDepth) {
-        const int64_t depth = std::min(kDepth, f.inputs - k);
-        for (int64_t o = start; o < start + columns; ++o)
-          decode<kBits, S>(f, words + o * f.words, scales + o * f.groups, biases + o * f.groups, k, depth, panel + o - start);
-        product_of_panel(rows, depth, x + k, f.inputs, panel, total);
+        const int64_t depth = std::min(kDepth, f.inputs - k), columns = std::min(kPanel, f.outputs - start);
+        for (int64_t o = start; o < start + kPanel; o += kLanes) {
+          const int64_t count = std::clamp<int64_t>(f.outputs - o, 0, kLanes);
+          decode<kBits, S>(f, words + o * f.words, scales + o * f.groups, biases + o * f.groups, count, k, depth, panel.data() + o - start);
+        }
+        product_of_panel(rows, depth, x + k, f.inputs, panel.data(), columns, k > 0, y + start, f.outputs);
       }
-      for (int64_t r = 0; r < rows; ++r) std::memcpy(y + r * f.outputs + start, total + r * kTileColumns, columns * sizeof(float));
-    }
   });
 }
 
+// y of kOutputs rows of the weight from row o on, for all rows of x; `y_row` apart.
+template <class Seen, int kSpan, int kRows, int kOutputs, class S>
+void outputs(const Seen& seen, const Format& f, int64_t rows, const Row<S>& weight, int64_t o, float* y, int64_t y_row) {
+  Floats total[kOutputs][kRows];
+  seen.template multiply<kSpan, kOutputs>(f, Row<S>{weight.words + o * f.words, weight.scales + o * f.groups, weight.biases + o * f.groups, weight.last}, total);
+  if constexpr (kRows == 1 && kOutputs == 4) {
+    const Floats each[] = {total[0][0], total[1][0], total[2][0], total[3][0]};
+    sums_of_four(each, y, std::make_integer_sequence<int, kLanes>());
+  } else {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int i = 0; i < kOutputs; ++i) y[r * y_row + i] = sum(total[i][r]);
+  }
+}
+
+// False where it does not take them.
 template <class Seen, int kSpan, int kRows, class S>
-bool few_rows(const Call& call, const Format& f, int64_t rows, const float* x, Row<S> weight, float* y) {
+bool few_rows(const Call& call, const Format& f, int64_t rows, const float* x, const Row<S>& weight, float* y) {
+  constexpr int kTogether = kRows == 1 ? 4 : 1;
+  if (f.outputs < kTogether) return false;
   const Seen seen(f, x, rows);
   if (!seen.holds()) return false;
-  call.parallel(f.outputs, 1 + (int64_t{1} << 14) / (f.words + 1), [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o) {
-      Floats total[kRows] = {};
-      seen.template multiply<kSpan>(Row<S>{weight.words + o * f.words, weight.scales + o * f.groups, weight.biases + o * f.groups, weight.last}, total);
-      for (int64_t r = 0; r < rows; ++r) y[r * f.outputs + o] = sum(total[r]);
+  Team::parallel(call, (f.outputs + kTogether - 1) / kTogether, 1 + kGrain / (kTogether * f.words + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin * kTogether; o < std::min(end * kTogether, f.outputs); o += kTogether) {
+      const int64_t left = f.outputs - o;
+      if (left >= kTogether) {
+        outputs<Seen, kSpan, kRows, kTogether>(seen, f, rows, weight, o, y + o, f.outputs);
+      } else {  // some were made before
+        float last[kTogether];
+        outputs<Seen, kSpan, kRows, kTogether>(seen, f, rows, weight, f.outputs - kTogether, last, kTogether);
+        std::copy_n(last + kTogether - left, left, y + o);
+      }
     }
   });
   return true;

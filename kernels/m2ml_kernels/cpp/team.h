@@ -1,10 +1,12 @@
 // Work for several threads, of which the helpers stay a moment: a network's next layer comes within microseconds, and
-// waking a thread that sleeps takes as long as computing a small layer.
+// waking a thread that sleeps takes as long as computing a small layer. While they wait, whoever else is ready may run:
+// the thread that prepares the next program is.
 #pragma once
 
 #include <chrono>
 #include <functional>
 #include <mutex>
+#include <thread>
 
 #include "call.h"
 
@@ -18,7 +20,7 @@ class Team {
     grain = std::max<int64_t>(grain, 1);
     const int64_t helpers = count <= grain ? 0 : std::min(call.threads(), (count + grain - 1) / grain) - 1;
     if (helpers <= 0) return work(int64_t{0}, count);
-    const int64_t part = std::max(grain, (count + 4 * (helpers + 1) - 1) / (4 * (helpers + 1)));
+    const int64_t part = std::max(grain, count / (4 * (helpers + 1)));
     auto job = std::make_shared<Job>();
     job->run = std::cref(work), job->count = count, job->part = part, job->parts = (count + part - 1) / part;
     Team& team = shared();
@@ -54,7 +56,7 @@ class Team {
     uint64_t seen = number_.load(std::memory_order_acquire);
     job->help();
     waiting_.fetch_add(1, std::memory_order_acq_rel);
-    for (auto until = deadline(); std::chrono::steady_clock::now() < until; Call::pause()) {
+    for (auto until = deadline(); std::chrono::steady_clock::now() < until; std::this_thread::yield()) {
       const uint64_t number = number_.load(std::memory_order_acquire);
       if (number == seen) continue;
       seen = number;
