@@ -271,6 +271,18 @@ def quantized_matmul_takes(x: Any, w: Any, **static: Any) -> str:
     return "" if x.shape[-1] else "n is 0"
 
 
+def sample_token(call: Function) -> Function:
+    return lambda logits, bits, tokens, **static: call(jax.ShapeDtypeStruct(logits.shape[:-1], np.int32), logits)
+
+
+def sample_token_takes(
+    logits: Any, bits: Any = None, tokens: Any = None, *, temperature: float, repetition_penalty: float, **static: Any
+) -> str:
+    if temperature:
+        return "it takes the likeliest token, temperature 0"
+    return "it takes no repetition_penalty" if repetition_penalty != 1 else ""
+
+
 KERNELS = (
     cpp("quantized_matmul", quantized_matmul, accepts=quantized_matmul_takes),
     cpp("adamw_update", adamw_update, accepts=all_leaves_float32, dtypes=("float32",)),
@@ -287,6 +299,7 @@ KERNELS = (
     cpp("attention", attention.attention, accepts=attention.takes),
     cpp("attention_backward", attention.attention_backward, accepts=attention.backward_takes),
     cpp("rope", rope),
+    cpp("sample_token", sample_token, accepts=sample_token_takes),
     cpp("softmax_cross_entropy", softmax_cross_entropy),
     cpp("softmax_cross_entropy_backward", softmax_cross_entropy_backward),
     cpp("swiglu", swiglu, accepts=one_dtype),
