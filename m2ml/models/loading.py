@@ -17,11 +17,13 @@ from m2ml.models.architectures import decoder_config, model_type
 from m2ml.models.checkpoints import Checkpoint
 from m2ml.models.decoder_config import DecoderConfig
 from m2ml.models.quantisation import dequantized
+from m2ml.models.room import Room
 from m2ml.models.settings import CheckpointError
 from m2ml.models.spelling import Spelling
 from m2ml.models.weights import Tensor, each_array, sources
 from m2ml.ops import Quantized
 from m2ml.plugins import registry
+from m2ml.xla import XlaBackend
 
 #: Numbers looked at together: the check for finite ones needs no more memory than this.
 _CHUNK = 1 << 22
@@ -45,12 +47,19 @@ def load_params(checkpoint: Checkpoint, config: DecoderConfig, *, backend: str, 
         return part if stays else converted(part, config.dtype, dequantize=dequantize)
 
     tree: dict[Any, Any] = {}
+    keep = Room().copy if _reads_where_they_lie(backend) else np.asarray
     for path, value in read_params(checkpoint, config):
         parts = value if isinstance(value, tuple) else (value,)
-        ready = tuple(map(ready_part, parts))
+        ready = jax.tree.map(keep, tuple(map(ready_part, parts)))
         put(tree, path, to_backend(ready if isinstance(value, tuple) else ready[0], backend))
         checkpoint.release()
     return tree
+
+
+def _reads_where_they_lie(backend: str) -> bool:
+    """Whether the backend takes arrays of NumPy without a copy."""
+    engine = registry.get(backend)
+    return isinstance(engine, XlaBackend) and engine.devices()[0].kind == "cpu"
 
 
 def _stays(weight: Any, dtype: str, backend: str) -> bool:
