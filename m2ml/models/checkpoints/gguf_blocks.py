@@ -21,29 +21,33 @@ INEXACT = ("Q2_K", "Q3_K", "Q6_K")
 
 def quantized(type_: str, blocks: Array, shape: tuple[int, ...]) -> Quantized:
     """``blocks`` uint8 ``[rows, bytes]`` of an exact type as the array of ``shape`` that they stand for."""
-    codes, bits, scales, biases = _READERS[type_](blocks)
+    packed, bits, scales, biases = _READERS[type_](blocks)
     *rows, n = shape
-    packed = packed_codes(codes.reshape(-1, n), bits).reshape(*rows, -1)
+    packed = packed.reshape(*rows, n * bits // 32)
     groups = [None if x is None else x.reshape(*rows, n // 32) for x in (scales, biases)]
     return Quantized(packed, groups[0], groups[1], bits, 32, "mxfp4" if type_ == "MXFP4" else "affine")
 
 
-def packed_codes(codes: Array, bits: int) -> Array:
-    """Codes uint8 ``[rows, n]`` as a stream of bits, lowest first, uint32 ``[rows, n * bits / 32]``."""
-    codes = np.ascontiguousarray(codes)
-    if bits == 8:
-        return codes.view(np.uint32)
-    if bits == 4:
-        return (codes[:, ::2] | codes[:, 1::2] << 4).view(np.uint32)
-    each = codes.reshape(len(codes), -1, 32)
-    words = np.zeros((*each.shape[:2], bits), np.uint32)
+def _words(codes: Array, bits: int) -> Array:
+    """Codes uint8 ``[..., 32]`` as a stream of bits, lowest first, uint32 ``[..., bits]``."""
+    words = np.zeros((*codes.shape[:-1], bits), np.uint32)
     for i in range(32):
         word, shift = divmod(i * bits, 32)
-        code = each[..., i].astype(np.uint32)
+        code = codes[..., i].astype(np.uint32)
         words[..., word] |= code << np.uint32(shift)
         if shift + bits > 32:
             words[..., word + 1] |= code >> np.uint32(32 - shift)
-    return words.reshape(len(codes), -1)
+    return words
+
+
+def _nibbles(halves: Array) -> Array:
+    """Bytes ``[blocks, n]`` that hold a code in the lower half and the one ``n`` places on in the upper: the same codes
+    in order, uint32 ``[blocks, n / 4]``.
+    """
+    pairs = np.ascontiguousarray(halves).view(np.uint16)
+    low, high = pairs & np.uint16(0x0F0F), (pairs >> np.uint16(4)) & np.uint16(0x0F0F)
+    ordered = [(x | x >> np.uint16(4)).astype(np.uint8) for x in (low, high)]
+    return np.concatenate(ordered, axis=-1).view(np.uint32)
 
 
 def _float16(blocks: Array, at: int) -> Array:
@@ -65,23 +69,23 @@ def _fifth_bits(words: Array) -> Array:
 def _q4_0(raw: Array) -> Any:
     blocks = raw.reshape(-1, 18)
     scales = _float16(blocks, 0)
-    return _halves(blocks[:, 2:]), 4, scales, scales * np.float16(-8)
+    return _nibbles(blocks[:, 2:]), 4, scales, scales * np.float16(-8)
 
 
 def _q4_1(raw: Array) -> Any:
     blocks = raw.reshape(-1, 20)
-    return _halves(blocks[:, 4:]), 4, _float16(blocks, 0), _float16(blocks, 2)
+    return _nibbles(blocks[:, 4:]), 4, _float16(blocks, 0), _float16(blocks, 2)
 
 
 def _q5_0(raw: Array) -> Any:
     blocks = raw.reshape(-1, 22)
     scales = _float16(blocks, 0)
-    return _halves(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6]), 5, scales, scales * np.float16(-16)
+    return _words(_halves(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6]), 5), 5, scales, scales * np.float16(-16)
 
 
 def _q5_1(raw: Array) -> Any:
     blocks = raw.reshape(-1, 24)
-    return _halves(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8]), 5, _float16(blocks, 0), _float16(blocks, 2)
+    return _words(_halves(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8]), 5), 5, _float16(blocks, 0), _float16(blocks, 2)
 
 
 def _q8_0(raw: Array) -> Any:
@@ -90,13 +94,14 @@ def _q8_0(raw: Array) -> Any:
     biases = scales.astype(np.float32) * np.float32(-128)
     if np.abs(biases).max(initial=0) <= np.finfo(np.float16).max:  # then they are exact, too
         biases = biases.astype(np.float16)
-    codes = np.ascontiguousarray(blocks[:, 2:]).view(np.uint64) ^ np.uint64(0x8080808080808080)
-    return codes.view(np.uint8), 8, scales, biases
+    packed = blocks[:, 2:].copy().view(np.uint32)
+    packed ^= np.uint32(0x80808080)
+    return packed, 8, scales, biases
 
 
 def _mxfp4(raw: Array) -> Any:
     blocks = raw.reshape(-1, 17)
-    return _halves(blocks[:, 1:]), 4, blocks[:, 0], None
+    return _nibbles(blocks[:, 1:]), 4, blocks[:, 0], None
 
 
 def _k_scales(blocks: Array) -> tuple[Array, Array]:
@@ -108,21 +113,17 @@ def _k_scales(blocks: Array) -> tuple[Array, Array]:
     return d * scales, -(least * biases)
 
 
-def _nibbles_by_pair(nibbles: Array) -> Array:
-    """128 bytes as 8 sub-blocks of 32 codes: of each 32 bytes the lower halves, then the upper ones."""
-    each = nibbles.reshape(-1, 4, 32)
-    return np.stack([each & 15, each >> 4], axis=2).reshape(-1, 8, 32)
-
-
 def _q4_k(raw: Array) -> Any:
     blocks = raw.reshape(-1, 144)
-    return _nibbles_by_pair(blocks[:, 16:]), 4, *_k_scales(blocks)
+    return _nibbles(blocks[:, 16:].reshape(-1, 32)), 4, *_k_scales(blocks)
 
 
 def _q5_k(raw: Array) -> Any:
     blocks = raw.reshape(-1, 176)
     fifth = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
-    return _nibbles_by_pair(blocks[:, 48:]) | fifth, 5, *_k_scales(blocks)
+    each = blocks[:, 48:].reshape(-1, 4, 32)
+    codes = np.stack([each & 15, each >> 4], axis=2).reshape(-1, 8, 32)
+    return _words(codes | fifth, 5), 5, *_k_scales(blocks)
 
 
 _READERS: Mapping[str, Callable[[Array], Any]] = {
