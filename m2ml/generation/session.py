@@ -23,7 +23,7 @@ CHUNK = 512
 _SIZES = (1, 16, 64, 256, CHUNK)
 
 #: Room for tokens grows in these steps, and by doubling beyond the last.
-_CAPACITIES = (256, 512, 1024)
+_CAPACITIES = (64, 128, 256, 512, 768, 1024)
 
 
 def capacity_for(tokens: int) -> int:
@@ -50,9 +50,7 @@ class Programs:
 
     def _read(self, params: Any, cache: KVCache, tokens: Any, counts: Any, last: Any) -> tuple[Any, KVCache]:
         """``last[b, embed]``, what the last norm gave of each row's last token, and the cache."""
-        x, cache = self._decoder.apply(params, tokens, cache, counts=counts, method="hidden")
-        place = jnp.maximum(counts - 1, 0)[:, None, None]
-        newest = jnp.take_along_axis(x, place, axis=1)[:, 0]
+        newest, cache = self._decoder.apply(params, tokens, cache, counts=counts, method="newest")
         return jnp.where(counts[:, None] > 0, newest, last), cache
 
     def _choosing(self, sampling: Sampling) -> Callable[..., Any]:

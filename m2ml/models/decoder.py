@@ -45,7 +45,10 @@ class Norm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Causal self-attention with grouped heads. ``x[b, t, embed] -> same``, and what is kept of it."""
+    """Causal self-attention with grouped heads. ``x[b, t, embed] -> same``, and what is kept of it.
+
+    With ``only``, int32 ``[b, 1]``, the result is that of one token of each row, ``[b, 1, embed]``.
+    """
 
     def __init__(self, config: DecoderConfig, block: LayerConfig, *, rngs: nnx.Rngs) -> None:
         self.config, self.block = config, block
@@ -56,17 +59,19 @@ class Attention(nnx.Module):
         self.q_norm, self.k_norm = (Norm(config, n) if config.qk_norm else None for n in features)
 
     def __call__(
-        self, x: Array, starts: Array, counts: Array, cache: LayerCache | None
+        self, x: Array, starts: Array, counts: Array, cache: LayerCache | None, only: Array | None
     ) -> tuple[Array, LayerCache | None]:
         config, (batch, length, _) = self.config, x.shape
         rows = np.cumsum(config.qkv_rows)[:2]
         q, k, v = jnp.split(self.qkv(x), rows, axis=-1)
         q, k = self._normal(self.q_norm, q), self._normal(self.k_norm, k)
         v = v.reshape(batch, length, config.kv_heads, config.head_dim)
+        positions = asked = starts[:, None] + jnp.arange(length)
+        if only is not None:
+            q, asked = _at(q, only), starts[:, None] + only
         if self.block.rope:
-            positions = starts[:, None] + jnp.arange(length)
             room = length if cache is None else cache.room
-            q, k = (_turned(part, positions, self.block.rope, room) for part in (q, k))
+            q, k = (_turned(x, p, self.block.rope, room) for x, p in ((q, asked), (k, positions)))
         static = {
             "window": self.block.window,
             "scale": config.attention_scale,
@@ -75,8 +80,8 @@ class Attention(nnx.Module):
         if cache is None:
             mixed = ops.attention(q, k, v, causal=True, **static)
         else:
-            mixed, cache = cache.attend(q, k, v, starts, counts, **static)
-        return self.out(mixed.reshape(batch, length, -1)), cache
+            mixed, cache = cache.attend(q, k, v, starts, counts, asked, **static)
+        return self.out(mixed.reshape(*mixed.shape[:2], -1)), cache
 
     def _normal(self, norm: Norm | None, x: Array) -> Array:
         """``x[b, t, heads * dim]`` as ``[b, t, heads, dim]``, normalised as the configuration says."""
@@ -84,6 +89,11 @@ class Attention(nnx.Module):
         if norm is not None and self.config.qk_norm == "all":
             return norm(x).reshape(heads)
         return x.reshape(heads) if norm is None else norm(x.reshape(heads))
+
+
+def _at(x: Array, places: Array) -> Array:
+    """``x[b, t, ...]`` at one place of each row, ``places[b, 1]``."""
+    return jnp.take_along_axis(x, places.reshape(*places.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 def _turned(x: Array, positions: Array, rope: Rope, room: int) -> Array:
@@ -109,7 +119,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: attention and MLP, each added to what it read."""
+    """One layer: attention and MLP, each added to what it read; with ``only``, of one token of each row."""
 
     def __init__(self, config: DecoderConfig, block: LayerConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -123,9 +133,10 @@ class Block(nnx.Module):
         )
 
     def __call__(
-        self, x: Array, starts: Array, counts: Array, cache: LayerCache | None
+        self, x: Array, starts: Array, counts: Array, cache: LayerCache | None, only: Array | None = None
     ) -> tuple[Array, LayerCache | None]:
-        mixed, cache = self.attention(_apply(self.attention_norm, x), starts, counts, cache)
+        mixed, cache = self.attention(_apply(self.attention_norm, x), starts, counts, cache, only)
+        x = x if only is None else _at(x, only)
         mixed = _apply(self.attention_post_norm, mixed)
         if self.config.parallel:
             return x + mixed + self.mlp(_apply(self.mlp_norm, x)), cache
@@ -164,17 +175,32 @@ class Decoder(nnx.Module):
         x, cache = self.hidden(tokens, cache, counts=counts)
         return self.logits(x) if cache is None else (self.logits(x), cache)
 
+    def newest(self, tokens: Array, cache: KVCache, /, *, counts: Array) -> tuple[Array, KVCache | None]:
+        """`hidden` of the last real token of each row alone, ``[b, embed]``: the last layer works on no others."""
+        x, held = self.hidden(tokens, cache, counts=counts, only=jnp.maximum(counts - 1, 0)[:, None])
+        return x[:, 0], held
+
     def hidden(
-        self, tokens: Array, cache: KVCache | None = None, /, *, counts: Array | None = None
+        self,
+        tokens: Array,
+        cache: KVCache | None = None,
+        /,
+        *,
+        counts: Array | None = None,
+        only: Array | None = None,
     ) -> tuple[Array, KVCache | None]:
-        """What the last norm gives at every position, ``[b, t, embed]``, and the cache with these tokens in it."""
+        """What the last norm gives at every position, ``[b, t, embed]``, and the cache with these tokens in it.
+
+        With ``only`` and a cache, at one place of each row, ``only[b, 1]``.
+        """
         batch, length = tokens.shape
         starts = jnp.zeros(batch, jnp.int32) if cache is None else cache.lengths
         counts = jnp.full(batch, length, jnp.int32) if counts is None else counts
         x = self._embedded(tokens, starts)
         held: list[Any] = []
         for i, block in enumerate(self.blocks):
-            x, layer = traced_once(block, x, starts, counts, None if cache is None else cache.layers[i])
+            last = (only,) if only is not None and length > 1 and i == len(self.blocks) - 1 else ()
+            x, layer = traced_once(block, x, starts, counts, None if cache is None else cache.layers[i], *last)
             held.append(layer)
         if cache is not None:
             cache = replace(cache, layers=tuple(held), lengths=starts + counts)

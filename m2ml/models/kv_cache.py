@@ -41,26 +41,24 @@ class LayerCache:
         return size
 
     def attend(
-        self, q: Array, k: Array, v: Array, starts: Array, counts: Array, /, **static: Any
+        self, q: Array, k: Array, v: Array, starts: Array, counts: Array, asked: Array, /, **static: Any
     ) -> tuple[Array, LayerCache]:
-        """Attention of ``q [b, t, h, d]`` over what is held and over ``k`` and ``v [b, t, g, d]``, which are kept.
+        """Attention of ``q`` over what is held and over ``k`` and ``v [b, t, g, d]``, which are kept.
 
-        Row ``i`` goes on at position ``starts[i]``; its first ``counts[i]`` tokens are real, the rest padding.
+        Row ``i`` goes on at position ``starts[i]``; its first ``counts[i]`` tokens are real, the rest padding. ``q`` is
+        ``[b, n, h, d]``, queries of neighbouring positions ``asked[b, n]`` among them.
         """
         if self.window is not None:
-            return self._attend_in_ring(q, k, v, starts, counts, **static)
+            return self._attend_in_ring(q, k, v, starts, counts, asked, **static)
         held = replace(self, keys=_written(self.keys, k, starts), values=_written(self.values, v, starts))
-        lengths = starts + q.shape[1]
-        out = ops.attention(
-            q, _plain(held.keys, q.dtype), _plain(held.values, q.dtype), None, lengths, causal=True, **static
-        )
-        return out, held
+        every = _plain(held.keys, q.dtype), _plain(held.values, q.dtype)
+        return ops.attention(q, *every, None, asked[:, -1] + 1, causal=True, **static), held
 
     def _attend_in_ring(
-        self, q: Array, k: Array, v: Array, starts: Array, counts: Array, /, **static: Any
+        self, q: Array, k: Array, v: Array, starts: Array, counts: Array, asked: Array, /, **static: Any
     ) -> tuple[Array, LayerCache]:
         """The ring as it was, then the new tokens: a chunk may overwrite what its own first queries still read."""
-        size, length = self.window or 0, q.shape[1]
+        size, length = self.window or 0, k.shape[1]
         static.pop("window")  # what the ring holds is the window, in any order
         new = starts[:, None] + jnp.arange(length)
         if length == 1:
@@ -69,7 +67,7 @@ class LayerCache:
             return ops.attention(q, *every, None, jnp.minimum(starts + 1, size), **static), held
         before = starts[:, None] - 1 - (starts[:, None] - 1 - jnp.arange(size)) % size  # position in each place
         positions = jnp.concatenate([jnp.where(starts[:, None] > 0, before, -1), new], axis=1)
-        query, key = new[:, None, :, None], positions[:, None, None, :]
+        query, key = asked[:, None, :, None], positions[:, None, None, :]
         mask = (key >= 0) & (key <= query) & (key > query - size)
         every_k = jnp.concatenate([_plain(self.keys, q.dtype), k], axis=1)
         every_v = jnp.concatenate([_plain(self.values, q.dtype), v], axis=1)
