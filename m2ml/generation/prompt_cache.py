@@ -50,7 +50,8 @@ def load_session(model: LanguageModel, path: str | Path) -> Session:
     if record.get("format") != _FORMAT or record.get("model") != _fingerprint(model):
         raise CheckpointError(f"the prompt cache {path} was made for another model than {model.name}; make it anew")
     tokens, file = record["tokens"], MappedFile(path)
-    session = Session(model, len(tokens), cache_bits=record["bits"], room=record["capacity"])
+    session = Session(model, len(tokens), cache_bits=record["bits"])
+    session.reserve(record["capacity"])
     start = 8 + int.from_bytes(file.bytes(0, 8), "little")
 
     def array(name: str, like: Any) -> Any:

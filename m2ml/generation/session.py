@@ -89,11 +89,21 @@ class Session:
     def __init__(self, model: LanguageModel, rows: int = 1, *, cache_bits: int | None = None, room: int = 0) -> None:
         self.model, self.programs = model, programs_of(model)
         self.tokens: list[list[int]] = [[] for _ in range(rows)]
-        self.capacity = capacity_for(room)
+        self._ropes = [block.rope for block in model.config.blocks if block.rope]
+        # Of a text that is to become long, the beginning is read as the short one that it is.
+        self.capacity = self._capacity_for(0 if any(rope.long_factors for rope in self._ropes) else room)
         self.bits = cache_bits
-        self.cache: Any = m2ml.put(make_cache(model.config, rows, self.capacity, bits=cache_bits), model.backend)
+        self.cache: Any = self._empty()
         last = np.zeros((rows, model.config.embed_dim), jnp.dtype(model.config.dtype))
         self._last: Any = m2ml.put(last, model.backend)
+
+    def _capacity_for(self, tokens: int) -> int:
+        """Room for so many tokens, but none for more than are turned alike."""
+        return min([capacity_for(tokens), *(rope.original for rope in self._ropes if rope.original >= max(tokens, 1))])
+
+    def _empty(self) -> Any:
+        cache = make_cache(self.model.config, len(self.tokens), self.capacity, bits=self.bits)
+        return m2ml.put(cache, self.model.backend)
 
     @property
     def longest(self) -> int:
@@ -134,9 +144,18 @@ class Session:
                 )
 
     def reserve(self, tokens: int) -> None:
-        """Make room for so many tokens per row."""
-        if tokens > self.capacity:
-            self.capacity = capacity_for(tokens)
+        """Make room for so many tokens per row.
+
+        Where longer texts are turned otherwise, what was read is read again.
+        """
+        if tokens <= self.capacity:
+            return
+        before, self.capacity = self.capacity, self._capacity_for(tokens)
+        if self.longest and any(r.factors_for(before) != r.factors_for(self.capacity) for r in self._ropes):
+            rows, self.tokens = self.tokens, [[] for _ in self.tokens]
+            self.cache = self._empty()
+            self.read(rows)
+        else:
             self.cache = self.programs.grow(self.capacity)(self.cache)
 
     def choose(self, sampling: Sampling, bits: Any) -> Any:

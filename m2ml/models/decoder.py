@@ -99,8 +99,7 @@ def _at(x: Array, places: Array) -> Array:
 def _turned(x: Array, positions: Array, rope: Rope, room: int) -> Array:
     """``room`` is the most tokens that there may be: what a longrope model reads by does not change on the way."""
     frequencies = ops.rope_frequencies(rope.dims, rope.base, dict(rope.scaling) or None)
-    factors = rope.long_factors if rope.long_factors and room > rope.original else rope.factors
-    inverse = frequencies.inverse / np.array(factors or (1,), np.float32)
+    inverse = frequencies.inverse / np.array(rope.factors_for(room) or (1,), np.float32)
     turned: Array = ops.rope(x, positions, jnp.asarray(inverse), magnitude=frequencies.magnitude * rope.magnitude)
     return turned
 

@@ -26,6 +26,10 @@ class Rope:
     original: int = 0
     magnitude: float = 1.0
 
+    def factors_for(self, room: int) -> tuple[float, ...]:
+        """What divides the frequencies where there is room for so many tokens."""
+        return self.long_factors if self.long_factors and room > self.original else self.factors
+
 
 @dataclass(frozen=True)
 class LayerConfig:

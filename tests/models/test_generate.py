@@ -47,6 +47,17 @@ def without_cache(model: LanguageModel, prompt: list[int], count: int) -> list[i
     return tokens[len(prompt) :]
 
 
+def test_a_text_that_grows_beyond_the_original_context_is_read_as_a_long_one(
+    model_of: Callable[[str, str], LanguageModel],
+) -> None:
+    model = model_of("phi3, longrope", "cpu")
+    generation = generate(model, PROMPTS[0], max_tokens=12)
+    list(generation)
+    for i in (6, 7, 11):  # texts of 16 tokens, the last short one, of 17 and 21
+        text = [*PROMPTS[0], *generation.tokens[0][:i]]
+        assert int(np.argmax(m2ml.get(model([text]))[0, -1])) == generation.tokens[0][i]
+
+
 #: Rings and whole layers; that mlx writes the same the fast suite sees by equal seeds.
 CASES = [("gemma3_text", "cpu"), pytest.param("qwen3", "mlx", marks=pytest.mark.slow)]
 
