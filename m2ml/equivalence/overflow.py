@@ -39,7 +39,7 @@ def may_overflow(equation: Equation, inputs: Sequence[Array], output: Array, rul
     with np.errstate(all="ignore"):
         if equation.name in PRODUCTS:
             return _product_overflows(inputs, output, rule, largest, tiny(equation.dtype))
-        if math.prod(float(_largest(x)) for x in floats) * _count(equation) < largest:
+        if math.prod(map(_largest, floats)) * _count(equation) < largest:
             return None
         total = _fft_total(equation, inputs[0], output) if equation.name == "fft" else rule(*map(_sizes, inputs))[0]
         return np.asarray((total > largest) & np.isfinite(output) & (total > 2 * np.abs(output)))
@@ -59,9 +59,14 @@ def _sizes(x: Array) -> Array:
     return np.abs(x) if x.dtype.kind in "fc" else x
 
 
-def _largest(x: Array) -> Any:
+def _largest(x: Array) -> float:
+    """The size of the largest finite number."""
+    if x.dtype.kind == "f" and x.size:
+        ends = float(x.max()), float(x.min())
+        if all(map(math.isfinite, ends)):
+            return max(map(abs, ends))
     sizes = np.abs(x)
-    return np.max(sizes, where=np.isfinite(sizes), initial=0.0)
+    return float(np.max(sizes, where=np.isfinite(sizes), initial=0.0))
 
 
 def _count(equation: Equation) -> int:
@@ -105,6 +110,8 @@ def product_with_inverse(equation: Equation, inputs: Sequence[Array], output: Ar
         return None
     x, y = inputs
     with np.errstate(all="ignore"):
+        if _largest(y) <= 0.5 / tiny(equation.dtype) and np.count_nonzero(np.abs(y) < tiny(equation.dtype)) == 0:
+            return None
         inverse = widen(narrow(1 / y, equation.dtype))
         vanishes = (np.abs(inverse) < tiny(equation.dtype)) & np.isfinite(y)
         off = vanishes | (np.isinf(inverse) & (y != 0))

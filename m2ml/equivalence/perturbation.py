@@ -161,7 +161,7 @@ class Perturbation:
         scale = self.scales.of if self.scales else finite_scales
         scales = scale(equation, inputs, outputs, lambda *xs: self.apply(equation, xs))
         if self.flush:  # what has become zero stays it, as an engine may have it that is right to the last place
-            scales = [s if s is None else np.where(y == 0, 0.0, s) for y, s in zip(outputs, scales, strict=True)]
+            scales = [s if s is None else _unless_zero(y, s) for y, s in zip(outputs, scales, strict=True)]
         return [
             y if s is None else moved(y, s, aval.dtype, self.generator)
             for (y, aval), s in zip(each, scales, strict=True)
@@ -183,6 +183,10 @@ class Perturbation:
         byte = int(self.generator.integers(1, 0x70))
         other = np.frombuffer(bytes([byte] * np.dtype(dtype).itemsize), dtype).astype(x.dtype)
         return self.apply(equation, [np.where(np.isnan(x), other, x)])
+
+
+def _unless_zero(output: Array, scale: Array) -> Array:
+    return scale if np.count_nonzero(output) == output.size else np.where(output == 0, 0.0, scale)
 
 
 def _other_zeros(x: Array) -> Array:
