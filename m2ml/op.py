@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from m2ml import compat
+from m2ml.op_static import why_not
 from m2ml.shapes import Shapes, parse
 
 #: Whether calls traced now may be run by kernels.
@@ -102,11 +103,10 @@ class Op:
     def bind(self, args: Sequence[Any], static: Mapping[str, Any]) -> tuple[OpCall, list[Any]]:
         """The call of the op with these arguments, and its array leaves. Raises ValueError or TypeError."""
         bound = self._arguments(args, static)
-        arrays = tuple(bound.arguments[name] for name in self.array_names)
-        arrays = jax.tree.map(lambda x: x if hasattr(x, "aval") else jnp.asarray(x), arrays)
+        arrays = tuple(self._array(name, bound.arguments[name]) for name in self.array_names)
         self.shapes.check(self.name, dict(zip(self.array_names, arrays, strict=True)))
         leaves, tree = jax.tree.flatten(arrays)
-        values = tuple((name, self._hashable(name, bound.arguments[name])) for name in self.static_names)
+        values = tuple((name, self._static(name, bound.arguments[name])) for name in self.static_names)
         return OpCall(self, values, tree, _kernels.get()), leaves
 
     def _arguments(self, args: Sequence[Any], static: Mapping[str, Any]) -> inspect.BoundArguments:
@@ -118,12 +118,20 @@ class Op:
         bound.apply_defaults()
         return bound
 
-    def _hashable(self, name: str, value: Any) -> Any:
+    def _array(self, name: str, value: Any) -> Any:
+        try:
+            return jax.tree.map(lambda x: x if hasattr(x, "aval") else jnp.asarray(x), value)
+        except TypeError:
+            raise TypeError(f"{self.name}: {name} holds what is no array of numbers; got {_shortly(value)}") from None
+
+    def _static(self, name: str, value: Any) -> Any:
         try:
             hash(value)
         except TypeError:
             kind = type(value).__name__
             raise TypeError(f"{self.name}: {name} is static and must be hashable; got a {kind}") from None
+        if wanted := why_not(self.signature.parameters[name].annotation, value):
+            raise TypeError(f"{self.name}: {name} is {_shortly(value)}; it must be {wanted}")
         return value
 
     # What stands beside the definition ----------------------------------------------------------------
@@ -205,6 +213,10 @@ def _pullback(definition: Function, args: Any, cotangents: Any, wrt: Sequence[in
     outs, pull = jax.vjp(of_chosen, *(leaves[i] for i in wrt))
     given = [c.astype(y.dtype) for c, y in zip(cotangents, outs, strict=True)]
     return pull(given)
+
+
+def _shortly(value: Any) -> str:
+    return text if len(text := " ".join(repr(value).split())) <= 60 else f"a {type(value).__name__}"
 
 
 def _inexact(leaves: Iterable[Any]) -> list[Any]:

@@ -48,7 +48,7 @@ class Shapes:
     outputs: tuple[Axes, ...]
 
     def check(self, op: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """The sizes the shapes of ``arrays`` bind, by token. Raises ValueError with one sentence."""
+        """The sizes the shapes of ``arrays`` bind, by token. Raises ValueError or TypeError with one sentence."""
         sizes: dict[str, tuple[Any, str]] = {}
         for name, axes in self.inputs.items():
             value = arrays.get(name)
@@ -56,6 +56,8 @@ class Shapes:
                 continue
             if value is None:
                 raise ValueError(f"{op}: {name} is missing; it takes {axes}")
+            if not hasattr(value, "shape"):
+                raise TypeError(f"{op}: {name} is a {type(value).__name__}; it takes an array {axes}")
             for token, size in _aligned(op, axes, tuple(value.shape)):
                 self._bind(op, sizes, token, size, f"{name}{list(value.shape)}")
         return {token: size for token, (size, _) in sizes.items()}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2ml.op import Sample, op
-from m2ml.ops.arguments import require, require_floating, require_integers, wide
+from m2ml.ops.arguments import require, require_at_least, require_floating, require_integers, wide
 from m2ml.ops.inputs import normal
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def adamw_update(
     one entry per leaf; TypeError where a leaf is not floating or ``count`` no integer.
     """
     decay = _checked(gradients, mu, nu, params, count, learning_rate, decayed)
+    require(_NAME, 0 <= b1 < 1 and 0 <= b2 < 1, f"b1 is {b1} and b2 {b2}; both must be from 0 to below 1")
+    require_at_least(_NAME, 0, eps=eps, eps_root=eps_root)
     steps = count.astype(jnp.float32) + 1
     corrections = 1 - b1**steps, 1 - b2**steps
 
@@ -138,7 +140,11 @@ def adamw(
 
 def _decayed(mask: Any, params: Any) -> tuple[bool, ...]:
     """``mask``, or the tree it is a prefix of, as one boolean per leaf of ``params``."""
-    full = jax.tree.map(lambda chosen, part: jax.tree.map(lambda _: bool(chosen), part), mask, params)
+    try:
+        full = jax.tree.map(lambda chosen, part: jax.tree.map(lambda _: bool(chosen), part), mask, params)
+    except ValueError:
+        given, tree = jax.tree.structure(mask), jax.tree.structure(params)
+        raise ValueError(f"adamw: mask has the structure {given}, which is no prefix of params' {tree}") from None
     return tuple(jax.tree.leaves(full))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2ml.op import Sample, op
-from m2ml.ops.arguments import require_floating, wide
+from m2ml.ops.arguments import require_at_least, require_floating, wide
 from m2ml.ops.inputs import normal, rows
 
 Array = jax.Array
@@ -28,6 +28,7 @@ def add_rms_norm(
     float32 and rounded once. Raises TypeError where an array is not floating.
     """
     require_floating("add_rms_norm", x=x, residual=residual, weight=weight)
+    require_at_least("add_rms_norm", 0, eps=eps)
     total = (wide(x) + wide(residual)).astype(jnp.promote_types(x.dtype, residual.dtype))
     normal = wide(total) * jax.lax.rsqrt(jnp.mean(wide(total) * wide(total), axis=-1, keepdims=True) + eps)
     y = normal if weight is None else normal * weight.astype(normal.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,15 +28,32 @@ def require_integers(op: str, **arrays: Any) -> None:
 
 def _require(op: str, kind: Any, what: str, arrays: dict[str, Any]) -> None:
     for name, x in arrays.items():
-        if x is not None and not jnp.issubdtype(x.dtype, kind):
+        if x is None:
+            continue
+        if not hasattr(x, "dtype"):
+            raise TypeError(f"{op}: {name} is a {type(x).__name__}; it takes an array of {what}")
+        if not jnp.issubdtype(x.dtype, kind):
             raise TypeError(f"{op}: {name} is {np.dtype(x.dtype).name}; it takes {what}")
 
 
 def require_one_of(op: str, name: str, value: Any, allowed: Iterable[Any]) -> None:
     """Raise ValueError where a static argument is not one of the values it may have."""
     if value not in (known := list(allowed)):
-        said = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
+        said = " or ".join(filter(None, [", ".join(map(repr, known[:-1])), repr(known[-1])]))
         raise ValueError(f"{op}: {name} is {value!r}; it must be {said}")
+
+
+def require_at_least(op: str, least: float, **numbers: float) -> None:
+    """Raise ValueError where a number is below ``least``."""
+    for name, value in numbers.items():
+        require(op, value >= least, f"{name} is {value}; it must be at least {least:g}")
+
+
+def require_positive(op: str, **numbers: float | None) -> None:
+    """Raise ValueError where a number that is given is not positive and finite."""
+    for name, value in numbers.items():
+        said = f"{name} is {value}; it must be a positive number or None"
+        require(op, value is None or 0 < value < math.inf, said)
 
 
 def require(op: str, condition: bool, said: str) -> None:

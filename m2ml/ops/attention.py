@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2ml.op import Sample, op
-from m2ml.ops.arguments import require, require_floating, require_integers, wide
+from m2ml.ops.arguments import require, require_floating, require_integers, require_positive, wide
 from m2ml.ops.attention_scores import Scores, mixed, rows_first, rows_last, weights_of
 from m2ml.ops.inputs import normal
 
@@ -55,6 +55,7 @@ def attention(
     the scores, and works them out again for 512 queries at a time; a floating mask has a gradient too.
     """
     _check(q, k, v, mask, key_lengths, window)
+    require_positive("attention", soft_cap=soft_cap)
     scores = Scores.of(q, k, causal=causal, offset=offset, window=window, soft_cap=soft_cap, scale=scale)
     every = scores.filled_up(q), None if mask is None else scores.mask_filled_up(mask)
 

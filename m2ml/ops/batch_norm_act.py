@@ -12,7 +12,7 @@ import numpy as np
 
 from m2ml.op import Sample, op
 from m2ml.ops.activations import ACTIVATIONS
-from m2ml.ops.arguments import require, require_floating, require_one_of, wide
+from m2ml.ops.arguments import require, require_at_least, require_floating, require_one_of, wide
 from m2ml.ops.inputs import normal
 
 Array = jax.Array
@@ -43,10 +43,13 @@ def batch_norm_act(
     As in PyTorch and MLX, v is divided by n, but what moves the running variance by n - 1, and a batch of one value per
     channel is refused in training; Flax divides both by n, and its ``momentum`` is one minus this one. Gradients flow
     through all three results; put a stop_gradient around the running ones where a loss depends on them. Raises
-    TypeError where an array is not floating and ValueError for an unknown activation or a batch of one value.
+    TypeError where an array is not floating and ValueError for an unknown activation, a batch of one value, or a
+    momentum outside 0 to 1.
     """
     require_floating("batch_norm_act", x=x, mean=mean, variance=variance, weight=weight, bias=bias)
     require_one_of("batch_norm_act", "activation", activation, ACTIVATIONS)
+    require_at_least("batch_norm_act", 0, eps=eps)
+    require("batch_norm_act", 0 <= momentum <= 1, f"momentum is {momentum}; it must be from 0 to 1")
     axes, used_mean, used_variance = tuple(range(x.ndim - 1)), wide(mean), wide(variance)
     new_mean, new_variance = mean, variance
     if train:

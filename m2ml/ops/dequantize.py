@@ -26,12 +26,24 @@ def dequantize(w: Quantized, /, *, dtype: Any = None) -> Array:
     scales, and bfloat16 for mxfp4. Scales and biases have gradients, codes have none.
     """
     check_quantized("dequantize", w)
+    wanted = _dtype(w, dtype)
     groups = unpack(w.packed, w.bits).reshape(*w.scales.shape, w.group_size)
     if w.mode == "mxfp4":
         values = jnp.asarray(FP4)[groups] * fp4_scale(w.scales)[..., None]
     else:
         values = groups.astype(w.scales.dtype) * w.scales[..., None] + w.biases[..., None]
-    return values.reshape(w.shape).astype(dtype or (jnp.bfloat16 if w.mode == "mxfp4" else w.scales.dtype))
+    return values.reshape(w.shape).astype(wanted)
+
+
+def _dtype(w: Quantized, dtype: Any) -> Any:
+    """The dtype asked for, or the one that the elements have. Raises TypeError where it is not floating."""
+    try:
+        wanted = jnp.dtype(dtype or (jnp.bfloat16 if w.mode == "mxfp4" else w.scales.dtype))
+    except TypeError:
+        raise TypeError(f"dequantize: dtype is {dtype!r}, which is no dtype") from None
+    if not jnp.issubdtype(wanted, jnp.floating):
+        raise TypeError(f"dequantize: dtype is {wanted.name}; it must be one of floating-point numbers")
+    return wanted
 
 
 def check_quantized(name: str, w: Any) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2ml.op import Sample, op
-from m2ml.ops.arguments import require_floating, wide
+from m2ml.ops.arguments import require_at_least, require_floating, wide
 from m2ml.ops.inputs import normal, rows
 
 Array = jax.Array
@@ -26,6 +26,7 @@ def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None,
     is not floating.
     """
     require_floating("layer_norm", x=x, weight=weight, bias=bias)
+    require_at_least("layer_norm", 0, eps=eps)
     centred = wide(x) - jnp.mean(wide(x), axis=-1, keepdims=True)
     y = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
     y = y if weight is None else y * weight.astype(y.dtype)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2ml.op import Sample, op
-from m2ml.ops.arguments import require, require_floating, require_one_of, wide
+from m2ml.ops.arguments import require, require_floating, require_one_of, require_positive, wide
 from m2ml.ops.inputs import normal
 from m2ml.ops.softmax_cross_entropy import (
     check_cross_entropy,
@@ -60,6 +60,7 @@ def linear_cross_entropy(
     logits are worked out again.
     """
     _check(hidden, weight, labels, reduction, label_smoothing, rows)
+    require_positive("linear_cross_entropy", soft_cap=soft_cap)
     loss = _Loss(ignore_index, label_smoothing, z_loss, soft_cap, rows)
     share = jnp.where(labels == ignore_index, 0, 1).astype(wide(hidden).dtype)
     if reduction == "mean":

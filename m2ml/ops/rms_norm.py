@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2ml.op import Sample, op
-from m2ml.ops.arguments import require_floating
+from m2ml.ops.arguments import require_at_least, require_floating
 from m2ml.ops.inputs import rows
 
 Array = jax.Array
@@ -25,6 +25,7 @@ def rms_norm(x: Array, weight: Array | None = None, /, *, eps: float = 1e-6) -> 
     is not floating.
     """
     require_floating("rms_norm", x=x, weight=weight)
+    require_at_least("rms_norm", 0, eps=eps)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     normal = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (normal if weight is None else normal * weight.astype(wide.dtype)).astype(x.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -30,18 +31,30 @@ def rope_frequencies(dim: int, base: float = 10000.0, scaling: Mapping[str, Any]
     >>> rope_frequencies(4, 100.0).inverse
     array([1. , 0.1], dtype=float32)
     """
-    if dim <= 0 or dim % 2:
+    if not isinstance(dim, numbers.Integral) or dim <= 0 or dim % 2:
         raise ValueError(f"rope_frequencies: dim is {dim}; it must be even and positive")
+    _require_positive(base=base)
     settings = dict(scaling or {})
     kind = settings.get("rope_type", settings.get("type", "default"))
     if kind not in _SCALED:
         raise ValueError(f"rope_frequencies: rope_type is {kind!r}; known are {', '.join(_SCALED)}")
+    _require_positive(**{name: settings[name] for name in _POSITIVE if settings.get(name) is not None})
     inverse = float(base) ** (-np.arange(0, dim, 2) / dim)
     try:
         scaled, magnitude = _SCALED[kind](inverse, float(base), settings)
     except KeyError as error:
         raise ValueError(f"rope_frequencies: rope_type {kind!r} needs {error.args[0]!r} in scaling") from None
     return RopeFrequencies(scaled.astype(np.float32), magnitude)
+
+
+#: Numbers of ``scaling`` that make no sense unless they are positive.
+_POSITIVE = ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
+
+
+def _require_positive(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+            raise ValueError(f"rope_frequencies: {name} is {value!r}; it must be a positive number")
 
 
 def _default(inverse: Array, base: float, settings: Mapping[str, Any]) -> tuple[Array, float]:

@@ -8,7 +8,20 @@ import pytest
 import m2ml
 from m2ml import kernel
 from m2ml.op import Op, Ops, definitions_only
-from m2ml.ops import add_rms_norm, rms_norm, rope
+from m2ml.ops import (
+    adamw,
+    adamw_update,
+    add_rms_norm,
+    attention,
+    batch_norm_act,
+    dequantize,
+    linear_cross_entropy,
+    quantize,
+    quantized_matmul,
+    rms_norm,
+    rope,
+    rope_frequencies,
+)
 
 BACKENDS = ("cpu", "mlx", "reference")
 
@@ -39,6 +52,7 @@ def _(args, outputs, cotangents, /):
 
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
 SHIFT = np.linspace(-1, 1, 4, dtype=np.float32)
+Q, PACKED = X.reshape(1, 1, 3, 4), quantize(np.ones((2, 64), np.float32))
 
 TRANSFORMED = {
     "jit": lambda f: jax.jit(f),
@@ -137,6 +151,69 @@ def test_a_backward_of_its_own_may_leave_arguments_out():
             "rms_norm: got an unexpected keyword argument 'epsilon'; its signature",
         ),
         (lambda: rms_norm(X, eps=[1]), TypeError, "rms_norm: eps is static and must be hashable; got a list"),
+        (lambda: rms_norm(X, eps=-1.0), ValueError, "rms_norm: eps is -1.0; it must be at least 0"),
+        (lambda: rms_norm(X, eps=float("nan")), TypeError, "rms_norm: eps is nan; it must be a number"),
+        (lambda: rms_norm("x"), TypeError, "rms_norm: x holds what is no array of numbers; got 'x'"),
+        (lambda: rms_norm([1.0, 2.0]), TypeError, r"rms_norm: x is a list; it takes an array x\[\*b n\]"),
+        (
+            lambda: attention(Q, Q, Q, window=2.5),
+            TypeError,
+            "attention: window is 2.5; it must be a whole number or None",
+        ),
+        (lambda: attention(Q, Q, Q, causal="yes"), TypeError, "attention: causal is 'yes'; it must be True or False"),
+        (lambda: attention(Q, Q, Q, window=0), ValueError, "attention: window is 0; it must be at least 1 or None"),
+        (
+            lambda: attention(Q, Q, Q, soft_cap=0.0),
+            ValueError,
+            "attention: soft_cap is 0.0; it must be a positive number",
+        ),
+        (
+            lambda: attention(Q, Q[:, :, :2], Q[:, :, :2]),
+            ValueError,
+            "attention: h is 3 in q, which must be a multiple of g",
+        ),
+        (lambda: attention(Q, Q, Q, Q[0, 0] > 0), ValueError, r"attention: mask is \[3, 4\], which does not broadcast"),
+        (
+            lambda: quantize(X),
+            ValueError,
+            r"quantize: n is 4 in w\[3, 4\]; it must be a multiple of the group size, 64",
+        ),
+        (lambda: quantize(X, bits=7), ValueError, "quantize: bits is 7; it must be 2, 3, 4, 5, 6 or 8"),
+        (lambda: quantize(X, bits=8, mode="mxfp4"), ValueError, "quantize: bits is 8; it must be 4"),
+        (lambda: quantized_matmul(X, X), TypeError, r"quantized_matmul: w is float32\[3, 4\]; it takes a Quantized"),
+        (
+            lambda: quantized_matmul(PACKED, PACKED),
+            TypeError,
+            "quantized_matmul: x is a Quantized; it takes an array of",
+        ),
+        (lambda: dequantize(PACKED, dtype="int8"), TypeError, "dequantize: dtype is int8; it must be one of floating"),
+        (lambda: dequantize(PACKED, dtype="x"), TypeError, "dequantize: dtype is 'x', which is no dtype"),
+        (
+            lambda: batch_norm_act(X, X[0], X[0], train=True, momentum=3.0),
+            ValueError,
+            "batch_norm_act: momentum is 3.0; it must be from 0 to 1",
+        ),
+        (
+            lambda: adamw_update(X, X, X, X, np.int32(0), np.float32(1), b1=1.5),
+            ValueError,
+            "adamw_update: b1 is 1.5 and b2 0.999; both must be from 0 to below 1",
+        ),
+        (
+            lambda: adamw(1e-3, mask={"a": True}).update([X], adamw(1e-3).init([X]), [X]),
+            ValueError,
+            "adamw: mask has the structure PyTreeDef.*, which is no prefix of params'",
+        ),
+        (
+            lambda: linear_cross_entropy(X, X, np.int32([0, 1, 2]), soft_cap=-1.0),
+            ValueError,
+            "linear_cross_entropy: soft_cap is -1.0; it must be a positive number or None",
+        ),
+        (lambda: rope_frequencies(8, 0.0), ValueError, "rope_frequencies: base is 0.0; it must be a positive number"),
+        (
+            lambda: rope_frequencies(8, scaling={"rope_type": "linear", "factor": "8"}),
+            ValueError,
+            "rope_frequencies: factor is '8'; it must be a positive number",
+        ),
         (lambda: rms_norm(X.astype(int)), TypeError, "rms_norm: x is int32; it takes floating-point numbers"),
         (
             lambda: rope(X[:, None], X[0, :3] > 0, X[0, :2] > 0),
