@@ -22,6 +22,7 @@ M2ML_KERNEL(adamw_update) {
   const float c1 = scalars[0], c2 = scalars[1], rate = scalars[2], b1 = call.number("b1"), b2 = call.number("b2");
   const float rest1 = call.number("rest1"), rest2 = call.number("rest2");
   const float eps = call.number("eps"), eps_root = call.number("eps_root"), decay = call.number("weight_decay");
+  const float unbiased = 1.0f / c2;
   const bool apply = call.integer("apply");
   std::vector<Part> parts;
   for (int64_t leaf = 0; leaf < leaves; ++leaf)
@@ -39,7 +40,7 @@ M2ML_KERNEL(adamw_update) {
         const Floats g = load_at(gradients + i, whole, n), p = load_at(params + i, whole, n);
         const Floats mu = rest1 * g + b1 * load_at(mus + i, whole, n);
         const Floats nu = rest2 * (g * g) + b2 * load_at(nus + i, whole, n);
-        const Floats step = (mu / c1) / (square_root(nu / c2 + eps_root) + eps) + fades * p;
+        const Floats step = mu / (c1 * (square_root(nu * unbiased + eps_root) + eps)) + fades * p;
         const Floats update = -rate * step;
         store_at(to + i, apply ? p + update : update, whole, n);
         store_at(to_mu + i, mu, whole, n);

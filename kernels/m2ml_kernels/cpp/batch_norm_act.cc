@@ -82,30 +82,39 @@ M2ML_KERNEL(batch_norm_act) {
   const float *weight = call.in(3).data<float>(), *bias = call.in(4).data<float>();
   float *new_mean = call.out(1).data<float>(), *new_variance = call.out(2).data<float>();
   const float eps = call.number("eps"), by = call.number("momentum"), rest = call.number("rest");
-  std::vector<float> level(mean, mean + channels), scale(variance, variance + channels);
-  std::copy_n(mean, channels, new_mean), std::copy_n(variance, channels, new_variance);
+  std::vector<float> scratch(2 * channels);
+  float *levels = scratch.data(), *scales = levels + channels;
+  const auto per_channel = [=](float* to, const auto& value) {
+    each_vector(channels, [=](int64_t i, auto whole, int64_t n) { store_at(to + i, value(i, whole, n), whole, n); });
+  };
   with_type(call.in(0).type(), [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     const T* x = call.in(0).data<T>();
     T* y = call.out(0).data<T>();
     if (call.integer("train")) {
       const Moments batch = moments(call, x, rows, channels);
-      for (int64_t c = 0; c < channels; ++c) {
-        level[c] = batch.mean[c], scale[c] = batch.squares[c] / batch.count;
-        new_mean[c] = rest * mean[c] + by * level[c];
-        new_variance[c] = rest * variance[c] + by * (batch.squares[c] / (batch.count - 1));
-      }
+      const float *of_batch = batch.mean.data(), *squares = batch.squares.data(), count = batch.count;
+      std::copy_n(of_batch, channels, levels);
+      per_channel(scales, [=](int64_t i, auto whole, int64_t n) { return load_at(squares + i, whole, n) / count; });
+      per_channel(new_mean, [=](int64_t i, auto whole, int64_t n) { return rest * load_at(mean + i, whole, n) + by * load_at(of_batch + i, whole, n); });
+      per_channel(new_variance, [=](int64_t i, auto whole, int64_t n) {
+        return rest * load_at(variance + i, whole, n) + by * (load_at(squares + i, whole, n) / (count - 1));
+      });
+    } else {
+      std::copy_n(mean, channels, levels), std::copy_n(mean, channels, new_mean);
+      std::copy_n(variance, channels, scales), std::copy_n(variance, channels, new_variance);
     }
-    for (int64_t c = 0; c < channels; ++c) scale[c] = 1.0f / std::sqrt(scale[c] + eps) * weight[c];
-    const float *means = level.data(), *scales = scale.data();
-    const bool past = streams(y, channels, 2 * call.in(0).count() * sizeof(T));
+    per_channel(scales, [=](int64_t i, auto whole, int64_t n) {
+      return 1.0f / square_root(load_at(scales + i, whole, n) + eps) * load_at(weight + i, whole, n);
+    });
+    const bool past = y != x && streams(y, channels, 2 * call.in(0).count() * sizeof(T));
     with_activation(call.integer("activation"), [&](auto activate) {
       each_rows(call, rows, channels, [=](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
           const T* from = x + row * channels;
           T* to = y + row * channels;
           each_vector(channels, [=](int64_t i, auto whole, int64_t n) {
-            const Floats normal = (load_at(from + i, whole, n) - load_at(means + i, whole, n)) * load_at(scales + i, whole, n);
+            const Floats normal = (load_at(from + i, whole, n) - load_at(levels + i, whole, n)) * load_at(scales + i, whole, n);
             store_at(to + i, activate(normal + load_at(bias + i, whole, n)), whole, n, past);
           });
         }

@@ -1,7 +1,8 @@
 // y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, over the last axis.
 //
-// A row is read three times, twice from cache: the mean first, so that far from zero no digits cancel. Must move: x
-// once, y once (backward: x and dy once, dx once); moves just that for rows that fit the cache.
+// A row is read twice, the second time from cache; where its mean is so far from zero that digits of the mean of its
+// squares cancel, once more. Must move: x once, y once (backward: x and dy once, dx once); moves just that for rows
+// that fit the cache.
 #include "norm.h"
 
 namespace m2ml {
@@ -14,13 +15,23 @@ template <class T, bool kWhole> Floats apart_from(float mean, const T* x, int64_
   else return load_part(x + i, count, mean) - mean;
 }
 
+// Whether the variance is what is left of the mean of the squares without losing more than a digit.
+inline bool near_zero(float mean, float squares) { return mean * mean < 0.75f * squares; }
+
 template <class T> Moments moments(const T* x, int64_t n, float eps) {
-  const float mean = sum_of(n, [=](int64_t i, auto whole, int64_t count) { return load_at(x + i, whole, count); }) / static_cast<float>(n);
-  const float squares = sum_of(n, [=](int64_t i, auto whole, int64_t count) {
-    const Floats apart = apart_from(mean, x, i, whole, count);
-    return apart * apart;
-  });
-  return {mean, 1.0f / std::sqrt(squares / static_cast<float>(n) + eps)};
+  const float size = static_cast<float>(n);
+  const auto [all, all_squares] = sums_of<2>(n, [=](int64_t i, auto whole, int64_t count) {
+    const Floats value = load_at(x + i, whole, count);
+    return Terms<2>{value, value * value};
+  }).of;
+  const float mean = all / size;
+  float variance = all_squares / size - mean * mean;
+  if (!near_zero(mean, all_squares / size))
+    variance = sum_of(n, [=](int64_t i, auto whole, int64_t count) {
+      const Floats apart = apart_from(mean, x, i, whole, count);
+      return apart * apart;
+    }) / size;
+  return {mean, 1.0f / std::sqrt(variance + eps)};
 }
 
 template <class T, class W> void forward(const Call& call, float eps, const W* weight, const W* bias) {
@@ -53,17 +64,42 @@ template <class T, class W> Row about(const T* x, const T* dy, const W* weight, 
     return weight ? d * load_at(weight + i, whole, count) : d;
   };
   const float size = static_cast<float>(n);
-  const Sums first = sums_of(n, [=](int64_t i, auto whole, int64_t count) { return Terms{load_at(x + i, whole, count), slope(i, whole, count)}; });
-  const float mean = first.a / size;
-  const Sums second = sums_of(n, [=](int64_t i, auto whole, int64_t count) {
-    const Floats apart = apart_from(mean, x, i, whole, count);
-    return Terms{apart * apart, slope(i, whole, count) * apart};
-  });
-  const float inverse = 1.0f / std::sqrt(second.a / size + eps);
-  return {mean, inverse, first.b / size, second.b / size * inverse};
+  const auto [all, all_squares, slopes, products] = sums_of<4>(n, [=](int64_t i, auto whole, int64_t count) {
+    const Floats value = load_at(x + i, whole, count), d = slope(i, whole, count);
+    return Terms<4>{value, value * value, d, d * value};
+  }).of;
+  const float mean = all / size;
+  float variance = all_squares / size - mean * mean, along = products - mean * slopes;
+  if (!near_zero(mean, all_squares / size)) {
+    const auto [apart_squares, apart_products] = sums_of<2>(n, [=](int64_t i, auto whole, int64_t count) {
+      const Floats apart = apart_from(mean, x, i, whole, count);
+      return Terms<2>{apart * apart, slope(i, whole, count) * apart};
+    }).of;
+    variance = apart_squares / size, along = apart_products;
+  }
+  const float inverse = 1.0f / std::sqrt(variance + eps);
+  return {mean, inverse, slopes / size, along / size * inverse};
 }
 
-// With z = (x - mean) r and d = w dy: dx = r (d - mean(d) - z mean(d z)), dweight = sum dy z, dbias = sum dy.
+// kRows rows of dx = r (d - mean(d) - z mean(d z)), dweight += dy z and dbias += dy, with z = (x - mean) r and d = w dy.
+template <int kRows, class T, class W> void add_gradients(const T* x, const T* dy, const W* weight, T* dx, float* total, int64_t n, float eps, bool past) {
+  Row rows[kRows];
+  for (int k = 0; k < kRows; ++k) rows[k] = about(x + k * n, dy + k * n, weight, n, eps);
+  each_vector(n, [=](int64_t i, auto whole, int64_t count) {
+    const Floats w = weight ? load_at(weight + i, whole, count) : splat(1);
+    Floats sums = weight ? load_at(total + i, whole, count) : splat(0), plain = weight ? load_at(total + n + i, whole, count) : splat(0);
+    for (int k = 0; k < kRows; ++k) {
+      const Row& r = rows[k];
+      const T *from = x + k * n + i, *given = dy + k * n + i;
+      fetch(from + kRows * n), fetch(given + kRows * n);
+      const Floats z = (load_at(from, whole, count) - r.mean) * r.inverse, d = load_at(given, whole, count);
+      store_at(dx + k * n + i, r.inverse * (d * w - r.level - z * r.along), whole, count, past);
+      sums += d * z, plain += d;
+    }
+    if (weight) store_at(total + i, sums, whole, count), store_at(total + n + i, plain, whole, count);
+  });
+}
+
 template <class T, class W> void backward(const Call& call, float eps, const W* weight) {
   const int64_t last = call.arguments() - 1, n = call.in(0).size(-1), rows = n ? call.in(0).rows(-1) : 0;
   const T *x = call.in(0).data<T>(), *dy = call.in(last).data<T>();
@@ -71,20 +107,10 @@ template <class T, class W> void backward(const Call& call, float eps, const W* 
   const bool past = streams(dx, n, 3 * call.in(0).count() * sizeof(T));
   RowSums sums(call, rows, n, weight ? 2 : 0);
   sums.run(call, rows, [&](int64_t begin, int64_t end, float* total) {
-    for (int64_t row = begin; row < end; ++row) {
-      const T *from = x + row * n, *given = dy + row * n;
-      T* to = dx + row * n;
-      const Row r = about(from, given, weight, n, eps);
-      each_vector(n, [=](int64_t i, auto whole, int64_t count) {
-        fetch(from + n + i), fetch(given + n + i);
-        const Floats z = (load_at(from + i, whole, count) - r.mean) * r.inverse, d = load_at(given + i, whole, count);
-        const Floats slope = weight ? d * load_at(weight + i, whole, count) : d;
-        store_at(to + i, r.inverse * (slope - r.level - z * r.along), whole, count, past);
-        if (!weight) return;
-        store_at(total + i, load_at(total + i, whole, count) + d * z, whole, count);
-        store_at(total + n + i, load_at(total + n + i, whole, count) + d, whole, count);
-      });
-    }
+    const auto add = [=](auto rows, int64_t row) {
+      add_gradients<decltype(rows)::value>(x + row * n, dy + row * n, weight, dx + row * n, total, n, eps, past);
+    };
+    each_few_rows<T>(begin, end, add);
   });
   if (weight) sums.write(0, call.out(1).data<W>());
   if (weight && call.integer("bias")) sums.write(1, call.out(2).data<W>());

@@ -18,18 +18,25 @@ template <class Term> float sum_of(int64_t n, const Term& term) {
   return sum((total[0] + total[1]) + (total[2] + total[3]));
 }
 
-// Two terms at once, and their sums over a row.
-struct Terms { Floats a, b; };
-struct Sums { float a, b; };
-template <class Term> Sums sums_of(int64_t n, const Term& term) {
-  Terms total[4] = {};
-  const auto add = [](Terms& to, Terms more) { to.a += more.a, to.b += more.b; };
+// Several terms at once, and their sums over a row.
+template <int kTerms> struct Terms { Floats of[kTerms]; };
+template <int kTerms> struct Sums { float of[kTerms]; };
+template <int kTerms, class Term> Sums<kTerms> sums_of(int64_t n, const Term& term) {
+  constexpr int kRunning = kTerms > 2 ? 2 : 4;
+  Terms<kTerms> total[kRunning] = {};
+  const auto add = [](Terms<kTerms>& to, const Terms<kTerms>& more) {
+    for (int k = 0; k < kTerms; ++k) to.of[k] += more.of[k];
+  };
   constexpr std::integral_constant<bool, true> whole{};
   int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
-    for (int k = 0; k < 4; ++k) add(total[k], term(i + k * kLanes, whole, int64_t{kLanes}));
+  for (; i + kRunning * kLanes <= n; i += kRunning * kLanes)
+    for (int k = 0; k < kRunning; ++k) add(total[k], term(i + k * kLanes, whole, int64_t{kLanes}));
   each_vector(n - i, [&, i](int64_t j, auto part, int64_t count) { add(total[0], term(i + j, part, count)); });
-  return {sum((total[0].a + total[1].a) + (total[2].a + total[3].a)), sum((total[0].b + total[1].b) + (total[2].b + total[3].b))};
+  for (int k = kRunning / 2; k; k /= 2)
+    for (int j = 0; j < k; ++j) add(total[j], total[j + k]);
+  Sums<kTerms> found;
+  for (int k = 0; k < kTerms; ++k) found.of[k] = sum(total[0].of[k]);
+  return found;
 }
 
 // Rows in parallel, in parts that are worth a thread.
@@ -37,11 +44,17 @@ template <class Work> void each_rows(const Call& call, int64_t rows, int64_t n, 
   call.parallel(n ? rows : 0, 1 + (int64_t{1} << 14) / std::max<int64_t>(n, 1), work);
 }
 
-// Sums over rows of `arrays` gradients of length n: each part of the rows adds to sums of its own.
+// Calls body(count, row) for rows [begin, end): two at once where two rows and their sums stay in the first cache.
+template <class T, class Body> void each_few_rows(int64_t begin, int64_t end, const Body& body) {
+  for (; sizeof(T) == 2 && begin + 2 <= end; begin += 2) body(std::integral_constant<int, 2>{}, begin);
+  for (; begin < end; ++begin) body(std::integral_constant<int, 1>{}, begin);
+}
+
+// Sums over rows of `arrays` gradients of length n: each part of the rows, if it is worth a thread, adds to sums of its own.
 class RowSums {
  public:
   RowSums(const Call& call, int64_t rows, int64_t n, int64_t arrays) : n_(n), arrays_(arrays) {
-    parts_ = std::clamp<int64_t>(rows, 1, 4 * call.threads());
+    parts_ = std::clamp<int64_t>(rows * n >> 14, 1, 4 * call.threads());
     part_ = (rows + parts_ - 1) / parts_;
     sums_.assign(parts_ * arrays * n, 0.0f);
   }

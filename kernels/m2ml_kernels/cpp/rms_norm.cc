@@ -33,7 +33,32 @@ template <class T, class W> void forward(const Call& call, float eps, const W* w
   });
 }
 
-// dx = r (w dy - x r^2 mean(w dy x)), dweight = sum over rows of dy x r, with r = 1 / sqrt(mean(x^2) + eps).
+// kRows rows of dx = r (w dy - x r^2 mean(w dy x)), and dweight += dy x r, with r = 1 / sqrt(mean(x^2) + eps).
+template <int kRows, class T, class W> void add_gradients(const T* x, const T* dy, const W* weight, T* dx, float* total, int64_t n, float eps, bool past) {
+  struct Row { float r, shrink; } rows[kRows];
+  for (int k = 0; k < kRows; ++k) {
+    const T *from = x + k * n, *given = dy + k * n;
+    const auto [squares, along] = sums_of<2>(n, [=](int64_t i, auto whole, int64_t count) {
+      const Floats value = load_at(from + i, whole, count), d = load_at(given + i, whole, count);
+      return Terms<2>{value * value, (weight ? d * load_at(weight + i, whole, count) : d) * value};
+    }).of;
+    const float size = static_cast<float>(n), r = 1.0f / std::sqrt(squares / size + eps);
+    rows[k] = {r, along / size * r * r};
+  }
+  each_vector(n, [=](int64_t i, auto whole, int64_t count) {
+    const Floats w = weight ? load_at(weight + i, whole, count) : splat(1);
+    Floats sums = weight ? load_at(total + i, whole, count) : splat(0);
+    for (int k = 0; k < kRows; ++k) {
+      const T *from = x + k * n + i, *given = dy + k * n + i;
+      fetch(from + kRows * n), fetch(given + kRows * n);
+      const Floats value = load_at(from, whole, count), d = load_at(given, whole, count);
+      store_at(dx + k * n + i, rows[k].r * (d * w - value * rows[k].shrink), whole, count, past);
+      sums += d * value * rows[k].r;
+    }
+    if (weight) store_at(total + i, sums, whole, count);
+  });
+}
+
 template <class T, class W> void backward(const Call& call, float eps, const W* weight) {
   const int64_t last = call.arguments() - 1, n = call.in(0).size(-1), rows = n ? call.in(0).rows(-1) : 0;
   const T *x = call.in(0).data<T>(), *dy = call.in(last).data<T>();
@@ -41,22 +66,10 @@ template <class T, class W> void backward(const Call& call, float eps, const W* 
   const bool past = streams(dx, n, 3 * call.in(0).count() * sizeof(T));
   RowSums sums(call, rows, n, weight ? 1 : 0);
   sums.run(call, rows, [&](int64_t begin, int64_t end, float* total) {
-    for (int64_t row = begin; row < end; ++row) {
-      const T *from = x + row * n, *given = dy + row * n;
-      T* to = dx + row * n;
-      const Sums of_row = sums_of(n, [=](int64_t i, auto whole, int64_t count) {
-        const Floats value = load_at(from + i, whole, count), d = load_at(given + i, whole, count);
-        return Terms{value * value, (weight ? d * load_at(weight + i, whole, count) : d) * value};
-      });
-      const float size = static_cast<float>(n), r = 1.0f / std::sqrt(of_row.a / size + eps), shrink = of_row.b / size * r * r;
-      each_vector(n, [=](int64_t i, auto whole, int64_t count) {
-        fetch(from + n + i), fetch(given + n + i);
-        const Floats value = load_at(from + i, whole, count), d = load_at(given + i, whole, count);
-        const Floats slope = weight ? d * load_at(weight + i, whole, count) : d;
-        store_at(to + i, r * (slope - value * shrink), whole, count, past);
-        if (weight) store_at(total + i, load_at(total + i, whole, count) + d * value * r, whole, count);
-      });
-    }
+    const auto add = [=](auto rows, int64_t row) {
+      add_gradients<decltype(rows)::value>(x + row * n, dy + row * n, weight, dx + row * n, total, n, eps, past);
+    };
+    each_few_rows<T>(begin, end, add);
   });
   if (weight) sums.write(0, call.out(1).data<W>());
 }

@@ -10,13 +10,25 @@ namespace m2ml {
 // Cosines and sines of one token, times the magnitude. Of neighbours each stands twice, the first sine with a minus.
 struct Angles { const float *cosine, *sine; int64_t count; };
 
-template <class T> void rotate_halves(const T* x, T* y, const Angles& angles, bool past) {
-  each_vector(angles.count, [=](int64_t i, auto whole, int64_t n) {
-    const Floats a = load_at(x + i, whole, n), b = load_at(x + angles.count + i, whole, n);
-    const Floats c = load_at(angles.cosine + i, whole, n), s = load_at(angles.sine + i, whole, n);
-    store_at(y + i, a * c - b * s, whole, n, past);
-    store_at(y + angles.count + i, b * c + a * s, whole, n, past);
-  });
+// kVectors vectors of pairs from pair i on, of all heads of a token: their sines stay in registers.
+template <int kVectors, class T, bool kWhole>
+void rotate_heads(const T* x, T* y, const Angles& angles, int64_t heads, int64_t dim, int64_t i, std::integral_constant<bool, kWhole> whole, int64_t n, bool past) {
+  Floats c[kVectors], s[kVectors];
+  for (int k = 0; k < kVectors; ++k) c[k] = load_at(angles.cosine + i + k * kLanes, whole, n), s[k] = load_at(angles.sine + i + k * kLanes, whole, n);
+  for (int64_t h = 0; h < heads; ++h, x += dim, y += dim)
+    for (int k = 0; k < kVectors; ++k) {
+      const int64_t at = i + k * kLanes;
+      const Floats a = load_at(x + at, whole, n), b = load_at(x + angles.count + at, whole, n);
+      store_at(y + at, a * c[k] - b * s[k], whole, n, past);
+      store_at(y + angles.count + at, b * c[k] + a * s[k], whole, n, past);
+    }
+}
+
+// A whole line of the cache at a time, if there are so many pairs.
+template <class T> void rotate_halves(const T* x, T* y, const Angles& angles, int64_t heads, int64_t dim, bool past) {
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= angles.count; i += 2 * kLanes) rotate_heads<2>(x, y, angles, heads, dim, i, std::integral_constant<bool, true>{}, kLanes, past);
+  each_vector(angles.count - i, [&, i](int64_t j, auto whole, int64_t n) { rotate_heads<1>(x, y, angles, heads, dim, i + j, whole, n, past); });
 }
 
 inline Floats neighbours_exchanged(Floats x) {
@@ -56,10 +68,10 @@ template <class T> void rope(const Call& call, const float* positions, const flo
       }
       const T* from = x + token * row;
       T* to = y + token * row;
+      if (!interleaved) rotate_halves(from, to, Angles{cosines, sines, count}, heads, dim, past);
       for (int64_t h = 0; h < heads; ++h, from += dim, to += dim) {
         if (interleaved) rotate_neighbours(from, to, Angles{pairs, pairs + 2 * count, count}, past);
-        else rotate_halves(from, to, Angles{cosines, sines, count}, past);
-        std::memcpy(to + 2 * count, from + 2 * count, (dim - 2 * count) * sizeof(T));
+        if (dim > 2 * count) std::memcpy(to + 2 * count, from + 2 * count, (dim - 2 * count) * sizeof(T));
       }
     }
   });

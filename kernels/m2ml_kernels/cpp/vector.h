@@ -66,8 +66,14 @@ inline Floats widen(Halves x) {
   return __builtin_convertvector(x, Floats);
 #endif
 }
-inline Floats widen(Shorts x) {
+inline Floats widen(Shorts x) {  // nor does it lengthen integers in one step
+#if defined(__AVX512F__)
+  const Words wide = (Words)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16);
+#elif defined(__AVX2__)
+  const Words wide = (Words)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)x), 16);
+#else
   const Words wide = __builtin_convertvector(x, Words) << 16;
+#endif
   Floats y;
   std::memcpy(&y, &wide, sizeof y);
   return y;

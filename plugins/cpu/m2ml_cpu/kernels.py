@@ -146,7 +146,9 @@ def batch_norm_act(call: Function) -> Function:
         numbers = {"momentum": momentum, "rest": 1 - momentum, "eps": eps}
         integers = {"train": train, "activation": list(ACTIVATIONS).index(activation)}
         attributes = {k: np.float32(v) for k, v in numbers.items()} | {k: np.int64(v) for k, v in integers.items()}
-        y, new_mean, new_variance = call([like(x), like(arrays[0]), like(arrays[1])], x, *arrays, **attributes)
+        # In place where nothing is differentiated: what came of a convolution is of use to nobody else.
+        types, aliases = [like(x), like(arrays[0]), like(arrays[1])], {} if train else {0: 0}
+        y, new_mean, new_variance = call(types, x, *arrays, aliases=aliases, **attributes)
         return y, new_mean.astype(mean.dtype), new_variance.astype(variance.dtype)
 
     return forward
