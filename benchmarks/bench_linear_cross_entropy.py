@@ -1,8 +1,9 @@
 """Loss and gradients of 4096 tokens x 576 x 49152: `linear_cross_entropy` against the loss of whole logits by Optax.
 
 Each side runs in a process of its own, the two in turn, and says its times and its memory: the largest resident set,
-how much of it came after Python, JAX and the arguments were there, and what XLA says it allocates beside arguments
-and results. A whole process cannot shrink to a fifth: Python, JAX and the arguments are 0.3 GB of either side.
+how much of it came after Python, JAX and the arguments were there, and what XLA says it allocates, beside arguments
+and results and with them. A whole process cannot shrink to a fifth: Python and JAX are 0.2 GB of either side, arguments
+and results 0.24 GB.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ def measure(side: str) -> dict[str, Any]:
 
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.standard_normal((TOKENS, WIDTH), dtype=np.float32))
-    weight = jnp.asarray(rng.standard_normal((VOCABULARY, WIDTH), dtype=np.float32) * np.float32(0.04))
+    scratch = rng.standard_normal((VOCABULARY, WIDTH), dtype=np.float32)
+    scratch *= np.float32(0.04)  # in place: what makes the arguments should not be the peak
+    weight = jnp.asarray(scratch)
+    del scratch
     labels = jnp.asarray(rng.integers(0, VOCABULARY, TOKENS).astype(np.int32))
     call = jax.jit(jax.value_and_grad(loss_of(side), (0, 1))).lower(hidden, weight, labels).compile()
     begin, times, processor = resident(), [], []
@@ -41,7 +45,9 @@ def measure(side: str) -> dict[str, Any]:
         processor.append(time.process_time() - used)
         loss = float(result[0])
         del result
-    temporary = call.memory_analysis().temp_size_in_bytes / 1e6
+    said = call.memory_analysis()
+    temporary = said.temp_size_in_bytes / 1e6
+    arrays = (said.argument_size_in_bytes + said.output_size_in_bytes) / 1e6 + temporary
     return {
         "times": times[1:],
         "processor": processor[1:],
@@ -49,6 +55,7 @@ def measure(side: str) -> dict[str, Any]:
         "whole process": resident(),
         "beyond arguments": resident() - begin,
         "XLA's temporaries": temporary,
+        "with arguments and results": arrays,
     }
 
 
@@ -95,7 +102,8 @@ def compare() -> None:
     table = Table(title="Peak memory")
     for column in ("what", "m2ml MB", "optax MB", "ratio", "limit", ""):
         table.add_column(column)
-    for what, limit in (("XLA's temporaries", 0.2), ("beyond arguments", 0.2), ("whole process", 0.2)):
+    limit = 0.2
+    for what in ("XLA's temporaries", "with arguments and results", "beyond arguments", "whole process"):
         mine, known = (max(found[what] for found in side) for side in (ours, theirs))
         verdict = "reached" if mine / known <= limit else "MISSED"
         table.add_row(what, f"{mine:.0f}", f"{known:.0f}", f"{mine / known:.2f}", f"{limit:g}", verdict)
