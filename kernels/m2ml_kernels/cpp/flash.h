@@ -104,11 +104,20 @@ template <class T> void pack(const Call& call, const Rules& rules, const Heads<c
   });
 }
 
-// Scores of one query row against a block of keys, with cap, masks and limits applied; forbidden ones are -infinity.
-inline void limit_scores(const Rules& rules, int64_t b, int64_t h, int64_t q, int64_t start, float* scores) {
+// How much of a block of keys, from key `start` on, the queries [begin, end) may see: so many keys from its first on, and
+// whether every query sees all of them, so that no score has to be looked at.
+struct Part { int64_t keys; bool open; };
+inline Part part_seen(const Rules& rules, int64_t b, int64_t begin, int64_t end, int64_t start) {
+  const int64_t keys = std::clamp(round_up(rules.last(b, end - 1) - start, kTileColumns), kTileColumns, kKeys);
+  const bool limited = rules.cap > 0 || rules.mask || rules.first(b, end - 1) > start || rules.last(b, begin) < start + keys;
+  return {keys, !limited};
+}
+
+// Scores of one query row against `keys` keys, with cap, masks and limits applied; forbidden ones are -infinity.
+inline void limit_scores(const Rules& rules, int64_t b, int64_t h, int64_t q, int64_t start, float* scores, int64_t keys) {
   if (rules.cap > 0)
-    for (int64_t j = 0; j < kKeys; j += kLanes) store(scores + j, rules.cap * tanh(load(scores + j) / rules.cap));
-  const int64_t first = std::clamp<int64_t>(rules.first(b, q) - start, 0, kKeys), last = std::clamp<int64_t>(rules.last(b, q) - start, 0, kKeys);
+    for (int64_t j = 0; j < keys; j += kLanes) store(scores + j, rules.cap * tanh(load(scores + j) / rules.cap));
+  const int64_t first = std::clamp<int64_t>(rules.first(b, q) - start, 0, keys), last = std::clamp<int64_t>(rules.last(b, q) - start, 0, keys);
   if (rules.mask) {
     const int64_t at = rules.mask.at(b, h, q);
     for (int64_t j = first; j < last; ++j) {
@@ -118,24 +127,24 @@ inline void limit_scores(const Rules& rules, int64_t b, int64_t h, int64_t q, in
     }
   }
   std::fill(scores, scores + first, -kInfinity);
-  std::fill(scores + std::max(first, last), scores + kKeys, -kInfinity);
+  std::fill(scores + std::max(first, last), scores + keys, -kInfinity);
 }
 
-// One block of scores of one row becomes weights exp(s - maximum); returns their sum and updates the maximum.
-inline float weigh(float* scores, float& maximum_so_far, float& correction) {
+// Scores of one row for `keys` keys become weights exp(s - maximum); returns their sums, lane by lane, and updates the maximum.
+inline Floats weigh(float* scores, int64_t keys, float& maximum_so_far, float& correction) {
   Floats top = load(scores);
-  for (int64_t j = kLanes; j < kKeys; j += kLanes) top = maximum(top, load(scores + j));
+  for (int64_t j = kLanes; j < keys; j += kLanes) top = maximum(top, load(scores + j));
   const float now = std::max(maximum_so_far, largest(top));
-  correction = now == -kInfinity ? 1.0f : std::exp(maximum_so_far - now);
+  correction = now == maximum_so_far ? 1.0f : std::exp(maximum_so_far - now);
   maximum_so_far = now;
   const Floats shift = splat(now == -kInfinity ? 0.0f : now);
   Floats total = splat(0);
-  for (int64_t j = 0; j < kKeys; j += kLanes) {
+  for (int64_t j = 0; j < keys; j += kLanes) {
     const Floats weight = exp(load(scores + j) - shift);
     store(scores + j, weight);
     total += weight;
   }
-  return sum(total);
+  return total;
 }
 
 // The blocks of keys that some of the queries [begin, end) may see.
@@ -157,30 +166,32 @@ void attend(const Call& call, const Rules& rules, Heads<const T> q, Heads<const 
     float* query = scratch.data();
     float* scores = query + kQueries * rules.width;
     float* total = scores + kQueries * kKeys;
-    float top[kQueries], mass[kQueries];
+    float top[kQueries];
+    Floats masses[kQueries];
     for (int64_t i = begin; i < end; ++i) {
       const int64_t h = i / blocks % rules.heads, b = i / blocks / rules.heads, start = i % blocks * kQueries;
       const int64_t rows = std::min(kQueries, rules.queries - start), head = b * rules.key_heads + h / rules.group();
       for (int64_t r = 0; r < rows; ++r) to_floats(q.row(b, h, start + r), query + r * rules.width, rules.width, rules.width, rules.scale);
-      std::fill(top, top + rows, -kInfinity), std::fill(mass, mass + rows, 0.0f);
+      std::fill(top, top + rows, -kInfinity), std::fill(masses, masses + rows, splat(0));
       std::fill(total, total + rows * packed.padded, 0.0f);
       const Range seen = blocks_seen(rules, b, start, start + rows);
       for (int64_t block = seen.begin; block < seen.end; ++block) {
-        product<false>(rows, kKeys, rules.width, query, rules.width, 1, packed.key_block(head, block), rules.width * kTileColumns, kTileColumns, scores, kKeys);
+        const Part part = part_seen(rules, b, start, start + rows, block * kKeys);
+        product<false>(rows, part.keys, rules.width, query, rules.width, 1, packed.key_block(head, block), rules.width * kTileColumns, kTileColumns, scores, kKeys);
         for (int64_t r = 0; r < rows; ++r) {
           float correction;
-          limit_scores(rules, b, h, start + r, block * kKeys, scores + r * kKeys);
-          const float added = weigh(scores + r * kKeys, top[r], correction);
-          mass[r] = mass[r] * correction + added;
+          if (!part.open) limit_scores(rules, b, h, start + r, block * kKeys, scores + r * kKeys, part.keys);
+          const Floats added = weigh(scores + r * kKeys, part.keys, top[r], correction);
+          masses[r] = masses[r] * correction + added;
           if (correction != 1.0f)
             for (int64_t d = 0; d < packed.padded; d += kLanes) store(total + r * packed.padded + d, load(total + r * packed.padded + d) * correction);
         }
-        product<true>(rows, packed.padded, kKeys, scores, kKeys, 1, packed.value_block(head, block), kTileColumns, packed.padded, total, packed.padded);
+        product<true>(rows, packed.padded, part.keys, scores, kKeys, 1, packed.value_block(head, block), kTileColumns, packed.padded, total, packed.padded);
       }
       for (int64_t r = 0; r < rows; ++r) {
-        const float share = mass[r] > 0 ? 1.0f / mass[r] : 0.0f;
+        const float mass = sum(masses[r]), share = mass > 0 ? 1.0f / mass : 0.0f;
         to_rows(total + r * packed.padded, out.row(b, h, start + r), rules.value_width, share);
-        if (lse) lse[rules.row(b, h, start + r)] = mass[r] > 0 ? top[r] + std::log(mass[r]) : -kInfinity;
+        if (lse) lse[rules.row(b, h, start + r)] = mass > 0 ? top[r] + std::log(mass) : -kInfinity;
       }
     }
   });
@@ -210,9 +221,9 @@ void attend_few(const Call& call, const Rules& rules, Heads<const T> q, Heads<co
             scores[j] = sum(sums);
           }
           std::fill(scores + count, scores + kKeys, -kInfinity);
-          limit_scores(rules, b, head(r), r % rules.queries, start, scores);
+          limit_scores(rules, b, head(r), r % rules.queries, start, scores, kKeys);
           float correction;
-          const float added = weigh(scores, top[r], correction);
+          const float added = sum(weigh(scores, kKeys, top[r], correction));
           mass[r] = mass[r] * correction + added;
           float* sums = total + r * rules.value_width;
           each_vector(rules.value_width, [&](int64_t d, auto whole, int64_t n) {

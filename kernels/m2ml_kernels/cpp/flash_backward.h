@@ -92,52 +92,54 @@ template <class T> class Backward {
     }
   }
 
-  // S and dP of a block of queries of one head against the block of keys.
-  void scores(int64_t b, int64_t h, int64_t t, int64_t rows, Scratch& s) const {
+  // S and dP of a block of queries of one head against the first `keys` of the block of keys.
+  void scores(int64_t b, int64_t h, int64_t t, int64_t rows, int64_t keys, Scratch& s) const {
     for (int64_t r = 0; r < rows; ++r) {
       to_floats(q_.row(b, h, t + r), s.query.data() + r * wide_, rules_.width, wide_, rules_.scale);
       to_floats(grad_.row(b, h, t + r), s.grads.data() + r * value_wide_, rules_.value_width, value_wide_);
     }
-    product<false>(rows, kKeys, rules_.width, s.query.data(), wide_, 1, s.keys_packed.data(), rules_.width * kTileColumns, kTileColumns, s.weights.data(), kKeys);
-    product<false>(rows, kKeys, rules_.value_width, s.grads.data(), value_wide_, 1, s.values_packed.data(), rules_.value_width * kTileColumns, kTileColumns, s.slopes.data(), kKeys);
+    product<false>(rows, keys, rules_.width, s.query.data(), wide_, 1, s.keys_packed.data(), rules_.width * kTileColumns, kTileColumns, s.weights.data(), kKeys);
+    product<false>(rows, keys, rules_.value_width, s.grads.data(), value_wide_, 1, s.values_packed.data(), rules_.value_width * kTileColumns, kTileColumns, s.slopes.data(), kKeys);
   }
 
   void add_deltas(int64_t b, int64_t kh, int64_t g, int64_t t, int64_t rows, int64_t start, Scratch& s) const {
     const int64_t h = kh * group() + g;
-    scores(b, h, t, rows, s);
+    const Part part = part_seen(rules_, b, t, t + rows, start);
+    scores(b, h, t, rows, part.keys, s);
     for (int64_t r = 0; r < rows; ++r) {
       float* weights = s.weights.data() + r * kKeys;
-      limit_scores(rules_, b, h, t + r, start, weights);
+      if (!part.open) limit_scores(rules_, b, h, t + r, start, weights, part.keys);
       const float lse = lse_[rules_.row(b, h, t + r)];
       Floats total = splat(0);
-      for (int64_t j = 0; j < kKeys; j += kLanes) total += exp(load(weights + j) - (lse == -kInfinity ? 0.0f : lse)) * load(s.slopes.data() + r * kKeys + j);
+      for (int64_t j = 0; j < part.keys; j += kLanes) total += exp(load(weights + j) - (lse == -kInfinity ? 0.0f : lse)) * load(s.slopes.data() + r * kKeys + j);
       s.delta[g * rules_.queries + t + r] += sum(total);
     }
   }
 
   void add_gradients(int64_t b, int64_t kh, int64_t g, int64_t t, int64_t rows, int64_t start, Scratch& s) const {
     const int64_t h = kh * group() + g;
-    scores(b, h, t, rows, s);
+    const Part part = part_seen(rules_, b, t, t + rows, start);
+    scores(b, h, t, rows, part.keys, s);
     float *weights = s.weights.data(), *slopes = s.slopes.data();
-    for (int64_t r = 0; r < rows; ++r) slope_row(b, h, g, t + r, start, weights + r * kKeys, slopes + r * kKeys, s);
-    product<true>(kKeys, value_wide_, rows, weights, 1, kKeys, s.grads.data(), kTileColumns, value_wide_, s.value_grads.data(), value_wide_);
-    product<true>(kKeys, wide_, rows, slopes, 1, kKeys, s.query.data(), kTileColumns, wide_, s.key_grads.data(), wide_);
+    for (int64_t r = 0; r < rows; ++r) slope_row(b, h, g, t + r, start, part, weights + r * kKeys, slopes + r * kKeys, s);
+    product<true>(part.keys, value_wide_, rows, weights, 1, kKeys, s.grads.data(), kTileColumns, value_wide_, s.value_grads.data(), value_wide_);
+    product<true>(part.keys, wide_, rows, slopes, 1, kKeys, s.query.data(), kTileColumns, wide_, s.key_grads.data(), wide_);
     float* query_grads = s.query_grads.data() + (g * rules_.queries + t) * wide_;
-    product<true>(rows, wide_, kKeys, slopes, kKeys, 1, s.keys.data(), kTileColumns, wide_, query_grads, wide_);
+    product<true>(rows, wide_, part.keys, slopes, kKeys, 1, s.keys.data(), kTileColumns, wide_, query_grads, wide_);
   }
 
   // Scores of one row become weights, and the gradients of the weights those of the scores.
-  void slope_row(int64_t b, int64_t h, int64_t g, int64_t q, int64_t start, float* weights, float* slopes, const Scratch& s) const {
+  void slope_row(int64_t b, int64_t h, int64_t g, int64_t q, int64_t start, Part part, float* weights, float* slopes, const Scratch& s) const {
     const float delta = s.delta[g * rules_.queries + q], lse = lse_[rules_.row(b, h, q)];
     float flat[kKeys];  // what the cap lets through of the slope
     if (rules_.cap > 0)
-      for (int64_t j = 0; j < kKeys; j += kLanes) {
+      for (int64_t j = 0; j < part.keys; j += kLanes) {
         const Floats level = tanh(load(weights + j) / rules_.cap);
         store(flat + j, 1.0f - level * level);
       }
-    limit_scores(rules_, b, h, q, start, weights);
+    if (!part.open) limit_scores(rules_, b, h, q, start, weights, part.keys);
     const Floats shift = splat(lse == -kInfinity ? 0.0f : lse);
-    for (int64_t j = 0; j < kKeys; j += kLanes) {
+    for (int64_t j = 0; j < part.keys; j += kLanes) {
       const Floats weight = exp(load(weights + j) - shift);
       Floats slope = weight * (load(slopes + j) - delta);
       if (rules_.cap > 0) slope *= load(flat + j);
