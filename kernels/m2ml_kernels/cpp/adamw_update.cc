@@ -24,10 +24,16 @@ M2ML_KERNEL(adamw_update) {
   const float eps = call.number("eps"), eps_root = call.number("eps_root"), decay = call.number("weight_decay");
   const float unbiased = 1.0f / c2;
   const bool apply = call.integer("apply");
+  constexpr int64_t kPart = 1 << 14;  // worth a thread
   std::vector<Part> parts;
-  for (int64_t leaf = 0; leaf < leaves; ++leaf)
-    for (int64_t n = call.in(leaf).count(), i = 0; i < n; i += 1 << 14) parts.push_back({leaf, i, std::min(n, i + (1 << 14))});
-  call.parallel(static_cast<int64_t>(parts.size()), 1, [&](int64_t first, int64_t last) {
+  int64_t elements = 0;
+  for (int64_t leaf = 0; leaf < leaves; ++leaf) {
+    const int64_t n = call.in(leaf).count();
+    for (int64_t i = 0; i < n; i += kPart) parts.push_back({leaf, i, std::min(n, i + kPart)});
+    elements += n;
+  }
+  const int64_t count = static_cast<int64_t>(parts.size());
+  call.parallel(count, count * kPart / std::max<int64_t>(elements, 1), [&](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k) {
       const Part& part = parts[k];
       const int64_t leaf = part.leaf;
