@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 #: What an annotation is called in an error, and whether a value is one.
-_KINDS = {
+_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "bool": ("True or False", lambda x: isinstance(x, (bool, np.bool_))),
     "int": ("a whole number", lambda x: isinstance(x, numbers.Integral) and not isinstance(x, bool)),
-    "float": ("a number", lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and x == x),
+    "float": ("a number", lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and bool(x == x)),
     "str": ("a string", lambda x: isinstance(x, str)),
     "None": ("None", lambda x: x is None),
 }

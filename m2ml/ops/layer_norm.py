@@ -42,7 +42,7 @@ def samples() -> Iterator[Sample]:
         yield Sample(name, (x, weight if i % 4 != 1 else None, bias if i % 4 < 2 else None))
     yield Sample("large eps", (normal((3, 5)), None, None), {"eps": 0.5})
     yield Sample("far from zero", (normal((2, 33), 4) + np.float32(1000), None, None))
-    yield Sample("beside zero", (normal((3, 65), 5) + np.float32([[1.3], [1.7], [2.2]]), None, None))
+    yield Sample("beside zero", (normal((3, 65), 5) + np.array([[1.3], [1.7], [2.2]], np.float32), None, None))
 
 
 @layer_norm.law

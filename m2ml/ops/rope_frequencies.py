@@ -53,7 +53,7 @@ _POSITIVE = ("factor", "original_max_position_embeddings", "low_freq_factor", "h
 
 def _require_positive(**values: Any) -> None:
     for name, value in values.items():
-        if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+        if not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
             raise ValueError(f"rope_frequencies: {name} is {value!r}; it must be a positive number")
 
 
