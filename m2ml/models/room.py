@@ -11,7 +11,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 #: A large page, and what is asked of the system at a time; what nobody writes to takes no memory.
-_PAGE, _BLOCK = 2 << 20, 64 << 20
+_PAGE, _BLOCK = 2 << 20, 256 << 20
 #: Arrays begin at multiples of this, so that XLA takes them where they lie.
 _ALIGNED = 64
 
