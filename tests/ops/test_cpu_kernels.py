@@ -49,6 +49,17 @@ def test_stores_past_the_cache_are_the_same(tmp_path, name, dtype):
     )
 
 
+def test_batch_norm_is_left_to_xla_where_that_is_faster():
+    def said(dtype, **static):
+        norm = m2ml.jit(lambda x, v: ops.batch_norm_act(x, v, v, **static)[0], backend="cpu")
+        return "kernel cpp/batch_norm_act" in str(norm.explain(rows(0, dtype), jnp.ones(64)))
+
+    assert not said("float32", train=False, activation="relu")
+    assert said("float32", train=False, activation="silu")
+    assert said("float32", train=True, activation="relu")
+    assert said("bfloat16", train=False, activation="relu")
+
+
 def test_arguments_that_live_on_are_not_overwritten():
     """`add_rms_norm` may write its results where its arguments were, the gradient of a loss where the logits were."""
     x, residual, labels = rows(0, "float32"), rows(1, "float32"), jnp.arange(37)
