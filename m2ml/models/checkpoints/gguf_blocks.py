@@ -57,7 +57,8 @@ def _filled(pieces: Iterable[Quantized], rows: int, shape: tuple[int, ...]) -> Q
             whole[name][at : at + len(part)] = part
         at += len(piece.packed)
     assert piece is not None
-    return dataclasses.replace(piece, **{name: x.reshape(*shape[:-1], x.shape[1]) for name, x in whole.items()})
+    shaped: dict[str, Any] = {name: x.reshape(*shape[:-1], x.shape[1]) for name, x in whole.items()}
+    return dataclasses.replace(piece, **shaped)
 
 
 def _words(codes: Array, bits: int) -> Array:
