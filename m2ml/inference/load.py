@@ -15,7 +15,7 @@ from m2ml.models.architectures import DECODERS
 from m2ml.models.checkpoints import open_checkpoint
 from m2ml.models.clip import CLIPConfig
 from m2ml.models.encoder import EncoderConfig
-from m2ml.models.families import family_of
+from m2ml.models.families import family_of, kind_of
 from m2ml.models.settings import CheckpointError, check_dtype
 
 
@@ -34,7 +34,7 @@ def load(path: str | Path, *, backend: str | None = None, dtype: str | None = No
             raise CheckpointError(f"there is no model at {path}; give a folder with config.json, or {known}")
         path = PRETRAINED[str(path)]()
     checkpoint = open_checkpoint(path)
-    if checkpoint.settings.get("model_type") in DECODERS:
+    if kind_of(checkpoint.settings) in DECODERS:
         from m2ml.generation import load as load_language_model
 
         return load_language_model(path, backend=backend, dtype=dtype)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from m2ml.models.decoder_config import DecoderConfig, ExpertsConfig, LayerConfig, Rope
-from m2ml.models.settings import CheckpointError, Settings
+from m2ml.models.settings import BROKEN, CheckpointError, Settings
 
 #: ``model_type`` -> its configuration.
 DECODERS: dict[str, Callable[[Settings], DecoderConfig]] = {}
@@ -34,18 +34,18 @@ def decoder_config(values: Mapping[str, Any], source: str) -> DecoderConfig:
         return DECODERS[kind](settings)
     except CheckpointError:
         raise
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise CheckpointError(f"{source} describes no {kind} model: {error}") from error
+    except BROKEN as error:
+        raise settings.broken(kind, error) from error
 
 
 def model_type(settings: Settings) -> str:
     """The ``model_type``, which must be known."""
-    kind = settings.get("model_type")
+    kind = str(settings.get("model_type"))
     if kind not in DECODERS:
         raise CheckpointError(
-            f"{settings.source} has model_type {str(kind)[:60]!r}; m2ml reads {', '.join(sorted(DECODERS))}"
+            f"{settings.source} has model_type {kind[:60]!r}; m2ml reads {', '.join(sorted(DECODERS))}"
         )
-    return str(kind)
+    return kind
 
 
 def _decoder(*names: str) -> Callable[[Callable[[Settings], DecoderConfig]], Callable[[Settings], DecoderConfig]]:

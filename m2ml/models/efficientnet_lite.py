@@ -131,8 +131,7 @@ def _efficientnet_lite(s: Settings) -> EfficientNetLiteConfig:
             "architecture", s.get("architecture"), "it must be tf_efficientnet_lite0 to 4, as timm names them"
         )
     width, depth, size = _SIZES[int(match[2])]
-    given, pretrained = s.get("stages"), s.part("pretrained_cfg")
-    stages = STAGES if given is None else tuple(StageConfig(*stage) for stage in given)
+    stages, pretrained = _stages(s), s.part("pretrained_cfg")
     ends = (0, len(stages) - 1)
     return EfficientNetLiteConfig(
         stages=tuple(
@@ -152,6 +151,14 @@ def _efficientnet_lite(s: Settings) -> EfficientNetLiteConfig:
         classes=s.integer("num_classes", pretrained.integer("num_classes", 1000)),
         image_size=(size, size),
     )
+
+
+def _stages(s: Settings) -> tuple[StageConfig, ...]:
+    """Those of the configuration, five whole numbers each, or the usual ones."""
+    given = s.get("stages")
+    if given is None:
+        return STAGES
+    return tuple(StageConfig(*Settings({"stages": one}, s.source).integers("stages", most=1024)) for one in given)
 
 
 def _names(config: EfficientNetLiteConfig) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from m2ml.models import clip, convnext, efficientnet_lite, encoder, mobilenet_v2, resnet, vit
 from m2ml.models.architectures import DECODERS
@@ -22,9 +21,9 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def kind_of(settings: Settings) -> Any:
+def kind_of(settings: Settings) -> str:
     """The ``model_type``, which timm's configurations do not have."""
-    return "efficientnet_lite" if efficientnet_lite.is_efficientnet_lite(settings) else settings.get("model_type")
+    return "efficientnet_lite" if efficientnet_lite.is_efficientnet_lite(settings) else str(settings.get("model_type"))
 
 
 def family_of(settings: Settings) -> Family:
@@ -32,5 +31,5 @@ def family_of(settings: Settings) -> Family:
     kind = kind_of(settings)
     if kind not in FAMILIES:
         known = ", ".join(sorted({*FAMILIES, *DECODERS}))
-        raise CheckpointError(f"{settings.source} has model_type {str(kind)[:60]!r}; m2ml reads {known}")
+        raise CheckpointError(f"{settings.source} has model_type {kind[:60]!r}; m2ml reads {known}")
     return FAMILIES[kind]

@@ -13,7 +13,7 @@ from m2ml.models.checkpoints import Checkpoint
 from m2ml.models.convolution import fold_norms
 from m2ml.models.functional import functional
 from m2ml.models.loading import Names, converted, put, read_tensor, refuse_left_over
-from m2ml.models.settings import CheckpointError, Settings
+from m2ml.models.settings import BROKEN, CheckpointError, Settings
 from m2ml.models.weights import Path, Source, Tensor
 
 #: The tensor of a parameter, or those that follow each other in its rows, by their names in a checkpoint.
@@ -52,9 +52,8 @@ class Family:
             return self.config(settings)
         except CheckpointError:
             raise
-        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
-            kind = settings.get("model_type")
-            raise CheckpointError(f"{settings.source} describes no {kind} model: {error}") from error
+        except BROKEN as error:
+            raise settings.broken(str(settings.get("model_type")), error) from error
 
     def sources(self, config: Any) -> Iterator[Source]:
         """Every parameter of the module, with the tensors it is made of and the shapes they must have."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -13,6 +14,9 @@ from m2ml.errors import M2mlError
 
 _MISSING = object()
 
+
+#: What comes of values that make no sense together.
+BROKEN = (ValueError, TypeError, LookupError, ArithmeticError)
 
 #: What a model computes in and its weights are written in.
 DTYPES: Mapping[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -37,8 +41,6 @@ class Settings:
     def integer(self, name: str, default: Any = _MISSING, *, most: int = 2**31 - 1) -> int:
         """A whole number from 1 to ``most``."""
         value = self._needed(name, default)
-        if value is default and default is not _MISSING:
-            return int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise self.wrong(name, value, f"it must be a whole number from 1 to {most}")
         return value
@@ -68,11 +70,21 @@ class Settings:
     def wrong(self, name: str, value: Any, wanted: str) -> CheckpointError:
         return CheckpointError(f"{self.source} says {name} {str(value)[:60]!r}; {wanted}")
 
+    def broken(self, kind: str, error: Exception) -> CheckpointError:
+        """What to raise where the configuration makes no model, because of ``error``."""
+        return CheckpointError(f"{self.source} describes no {kind[:60]} model: {' '.join(str(error).split())[:300]}")
+
     def _needed(self, name: str, default: Any) -> Any:
         value = self.get(name, default)
         if value is _MISSING:
             raise CheckpointError(f"{self.source} does not say {name}, which this architecture needs")
         return value
+
+
+def check_name(name: str, what: str, path: Path) -> None:
+    """Raise `CheckpointError` where the file at ``path`` has ``what`` by a name that is no line of text."""
+    if not name.isprintable():
+        raise CheckpointError(f"{path} has {what} with the name {name[:80]!r}, which is no line of text")
 
 
 def check_dtype(dtype: str) -> None:

@@ -32,7 +32,11 @@ class Tokenizer:
 
     def encode(self, text: str, *, begin: bool = True) -> list[int]:
         """The tokens of a text; ``begin`` adds what the model expects before it."""
-        ids: list[int] = self.rust.encode(text, add_special_tokens=begin).ids
+        try:
+            ids: list[int] = self.rust.encode(text, add_special_tokens=begin).ids
+        except Exception as error:  # the Rust library raises Exception itself
+            said = " ".join(str(error).split())
+            raise CheckpointError(f"the tokenizer does not take {text[:40]!r}: {said[:160]}") from error
         if begin and self.begin is not None and ids[:1] != [self.begin]:
             return [self.begin, *ids]
         return ids
@@ -88,11 +92,11 @@ def from_folder(folder: Path, settings: Mapping[str, Any]) -> Tokenizer | None:
     generation = _optional_json(folder / "generation_config.json")
     special = {key: _text(more.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
     known = {key: value for key, value in special.items() if value is not None}
-    ends = {rust.token_to_id(known["eos_token"])} if "eos_token" in known else set()
+    ends = [rust.token_to_id(known["eos_token"])] if "eos_token" in known else []
     for given in (settings.get("eos_token_id"), generation.get("eos_token_id")):
-        ends |= set(given if isinstance(given, list) else [given])
+        ends += given if isinstance(given, list) else [given]
     begin = rust.token_to_id(known["bos_token"]) if more.get("add_bos_token") and "bos_token" in known else None
-    whole = frozenset(end for end in ends if isinstance(end, int))
+    whole = frozenset(end for end in ends if isinstance(end, int) and not isinstance(end, bool))
     return Tokenizer(rust, whole, begin, _template(folder, more), known)
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from m2ml.models.checkpoints.checkpoint import PICKLES
 from m2ml.models.checkpoints.mapped import MappedFile
-from m2ml.models.settings import CheckpointError, Settings
+from m2ml.models.settings import CheckpointError, Settings, check_name
 from m2ml.models.spelling import HUGGING_FACE, Spelling
 from m2ml.ops import Quantized
 
@@ -151,6 +151,8 @@ def checked_header(path: Path) -> dict[str, Any]:
         said = " ".join(str(error).split())
         raise CheckpointError(f"{path} is not a whole safetensors file: {said[:200]}") from error
     header.pop("__metadata__", None)
+    for name in header:
+        check_name(name, "a tensor", path)
     return header
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from m2ml.models.checkpoints.mapped import MappedFile
-from m2ml.models.settings import CheckpointError
+from m2ml.models.settings import CheckpointError, check_name
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 _STRING, _ARRAY = 8, 9
@@ -92,6 +92,7 @@ def read_header(file: MappedFile) -> Header:
     metadata: dict[str, Any] = {}
     for _ in range(pairs):
         key = cursor.string("a metadata key")
+        check_name(key, "metadata", file.path)
         if key in metadata:
             raise CheckpointError(f"{file.path} has the metadata {key[:80]!r} twice")
         metadata[key] = cursor.value(cursor.number("<u4", f"the type of {key[:80]}"), key)
@@ -166,6 +167,7 @@ class _Cursor:
 
 def _info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name = cursor.string("the name of a tensor")
+    check_name(name, "a tensor", cursor.file.path)
     axes = cursor.number("<u4", f"the axes of {name[:80]}")
     if axes > 4:
         raise CheckpointError(
