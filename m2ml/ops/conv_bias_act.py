@@ -137,6 +137,9 @@ def samples() -> Iterator[Sample]:
         ((0, 4, 4, 2), (3, 3, 2, 2), {}),
         ((1, 3, 3, 1), (5, 4, 1, 1), {}),
         ((1, 4, 4, 33), (2, 2, 33, 3), {"padding": "VALID"}),
+        ((1, 2, 11, 70), (3, 3, 1, 70), {"groups": 70, "activation": "relu6"}),
+        ((1, 7, 9, 3), (1, 1, 3, 48), {"activation": "relu6"}),
+        ((1, 3, 5, 2), (3, 3, 2, 17), {"strides": (1, 2), "activation": "relu"}),
     ]
     for i, (x, weight, static) in enumerate(cases):
         bias = normal((weight[-1],), 80 + i) if i % 3 else None

@@ -31,7 +31,9 @@ struct Convolution {
 
 // A channel at a time -------------------------------------------------------------------------------------------------
 
-constexpr int kColumns = 8;
+// A tile of the result: many columns of one vector of channels or, at the edges, one column of many vectors. Either way
+// there are enough sums for none to wait for the one before.
+constexpr int kColumns = 8, kVectors = 4;
 
 // Rows of taps [top, bottom) of row i of the result, and the image above them.
 struct Row {
@@ -40,48 +42,63 @@ struct Row {
   int64_t i, top, bottom;
 };
 
-// kCount columns of the result from j on, whose taps all lie in [first, last); a vector of channels from c on.
-template <int kCount, class Whole, class Activate>
-inline void columns_of(const Convolution& v, const Row& row, int64_t j, int64_t first, int64_t last, int64_t c, Whole whole, int64_t n,
-                       const Activate& activate) {
-  Floats total[kCount];
-  const Floats bias = load_at(v.bias + c, whole, n);
-  for (int t = 0; t < kCount; ++t) total[t] = bias;
+// kAcross columns of the result from j on, whose taps all lie in [first, last); kDeep vectors of channels from c on.
+template <int kAcross, int kDeep, class Whole, class Activate>
+inline void tile_of(const Convolution& v, const Row& row, int64_t j, int64_t first, int64_t last, int64_t c, Whole whole, int64_t n,
+                    const Activate& activate) {
+  Floats total[kDeep][kAcross];
+  for (int d = 0; d < kDeep; ++d)
+    for (int t = 0; t < kAcross; ++t) total[d][t] = load_at(v.bias + c + d * kLanes, whole, n);
   const int64_t channels = v.channels, step = v.stride_x * channels, apart = v.spread_x * channels;
   for (int64_t k = row.top; k < row.bottom; ++k) {
     const float* from = row.image + ((row.i * v.stride_y + k * v.spread_y - v.top) * v.width + j * v.stride_x - v.left) * channels + c + first * apart;
     const float* weight = v.weight + (k * v.kernel_width + first) * channels + c;
     for (int64_t l = first; l < last; ++l, from += apart, weight += channels) {
-      const Floats factor = load_at(weight, whole, n);
+#pragma GCC unroll 4
+      for (int d = 0; d < kDeep; ++d) {
+        const Floats factor = load_at(weight + d * kLanes, whole, n);
 #pragma GCC unroll 8
-      for (int t = 0; t < kCount; ++t) total[t] += load_at(from + t * step, whole, n) * factor;
+        for (int t = 0; t < kAcross; ++t) total[d][t] += load_at(from + t * step + d * kLanes, whole, n) * factor;
+      }
     }
   }
-  for (int t = 0; t < kCount; ++t) store_at(row.to + (j + t) * channels + c, activate(total[t]), whole, n);
+  for (int d = 0; d < kDeep; ++d)
+    for (int t = 0; t < kAcross; ++t) store_at(row.to + (j + t) * channels + c + d * kLanes, activate(total[d][t]), whole, n);
 }
 
 inline void depthwise(const Call& call, const Convolution& v) {
   const int64_t taps = v.kernel_height * v.kernel_width * v.columns * v.channels;
-  // Columns [begin, end) of the result have all their taps inside.
+  // Columns [begin, end) of the result have all their taps inside; those up to `last` go in whole tiles.
   const int64_t begin = std::min(v.columns, (v.left + v.stride_x - 1) / v.stride_x);
   const int64_t room = v.width - 1 + v.left - (v.kernel_width - 1) * v.spread_x;
   const int64_t end = std::max(begin, room < 0 ? 0 : std::min(v.columns, room / v.stride_x + 1));
+  const int64_t last = begin + (end - begin) / kColumns * kColumns;
+  const auto each_left = [=, columns = v.columns](const auto& body) {
+    for (int64_t j = 0; j < begin; ++j) body(j);
+    for (int64_t j = last; j < columns; ++j) body(j);
+  };
   Team::parallel(call, v.batch * v.rows, 1 + (int64_t{1} << 14) / std::max<int64_t>(taps, 1), [&](int64_t from, int64_t to) {
     for (int64_t r = from; r < to; ++r) {
       const auto [top, bottom] = v.taps_y(r % v.rows);
       const Row row{v.x + r / v.rows * v.height * v.width * v.channels, v.y + r * v.columns * v.channels, r % v.rows, top, bottom};
       with_activation(v.activation, [&](auto activate) {
-        each_vector(v.channels, [&](int64_t c, auto whole, int64_t n) {
-          for (int64_t j = 0; j < v.columns;) {
-            if (j >= begin && j + kColumns <= end) {
-              columns_of<kColumns>(v, row, j, 0, v.kernel_width, c, whole, n, activate);
-              j += kColumns;
-            } else {
-              const auto [first, last] = v.taps_x(j);
-              columns_of<1>(v, row, j, first, last, c, whole, n, activate);
-              ++j;
-            }
-          }
+        // A few channels at a time, so that what the taps share stays in the first-level cache.
+        const auto whole = std::integral_constant<bool, true>{};
+        int64_t c = 0;
+        for (; c + kVectors * kLanes <= v.channels; c += kVectors * kLanes) {
+          for (int64_t d = c; d < c + kVectors * kLanes; d += kLanes)
+            for (int64_t j = begin; j < last; j += kColumns) tile_of<kColumns, 1>(v, row, j, 0, v.kernel_width, d, whole, kLanes, activate);
+          each_left([&](int64_t j) {
+            const auto [left, right] = v.taps_x(j);
+            tile_of<1, kVectors>(v, row, j, left, right, c, whole, kLanes, activate);
+          });
+        }
+        each_vector(v.channels - c, [&](int64_t d, auto whole, int64_t n) {
+          for (int64_t j = begin; j < last; j += kColumns) tile_of<kColumns, 1>(v, row, j, 0, v.kernel_width, c + d, whole, n, activate);
+          each_left([&](int64_t j) {
+            const auto [left, right] = v.taps_x(j);
+            tile_of<1, 1>(v, row, j, left, right, c + d, whole, n, activate);
+          });
         });
       });
     }

@@ -4,7 +4,8 @@
 // and activation are applied while a tile is in the first-level cache.
 #pragma once
 
-#include <vector>
+#include <limits>
+#include <memory>
 
 #include "activation.h"
 #include "matrix.h"
@@ -18,31 +19,70 @@ struct Dense {
   float* y;
 };
 
-// A tile of which only the first vector of columns is wanted: half the work of `tile`.
-template <int kRows> inline void narrow_tile(int64_t depth, const float* a, const float* b, float* c) {
-  Floats total[kRows];
-  for (int i = 0; i < kRows; ++i) total[i] = splat(0);
+// A tile of kRows rows and kVectors vectors of columns of the product: finish(i, j, total) takes vector j of row i.
+template <int kRows, int kVectors, class Finish>
+inline void dense_tile(int64_t depth, const float* a, const float* b, const Finish& finish) {
+  Floats total[kRows][kVectors];
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kVectors; ++j) total[i][j] = splat(0);
   for (int64_t k = 0; k < depth; ++k) {
-    const Floats right = load(b + k * kTileColumns);
+    Floats right[kVectors];
+    for (int j = 0; j < kVectors; ++j) right[j] = load(b + k * kTileColumns + j * kLanes);
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) total[i] += splat(a[i * depth + k]) * right;
+    for (int i = 0; i < kRows; ++i) {
+      const Floats left = splat(a[i * depth + k]);
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) total[i][j] += left * right[j];
+    }
   }
-  for (int i = 0; i < kRows; ++i) store(c + i * kTileColumns, total[i]);
-}
-inline void narrow_rows(int64_t rows, int64_t depth, const float* a, const float* b, float* c) {
-  for (; rows >= kTileRows; rows -= kTileRows, a += kTileRows * depth, c += kTileRows * kTileColumns) narrow_tile<kTileRows>(depth, a, b, c);
-  for (; rows >= 3; rows -= 3, a += 3 * depth, c += 3 * kTileColumns) narrow_tile<3>(depth, a, b, c);
-  for (; rows > 0; --rows, a += depth, c += kTileColumns) narrow_tile<1>(depth, a, b, c);
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) finish(i, j, total[i][j]);
 }
 
-// A tile of the product with its bias and activation, to where it belongs.
-inline void finish(const Dense& v, int64_t row, int64_t count, int64_t start, const float* tile) {
-  const int64_t columns = std::min(kTileColumns, v.outputs - start);
+// The same of up to kRows rows.
+template <int kVectors, int kRows = kTileRows, class Finish>
+inline void dense_rows(int64_t rows, int64_t depth, const float* a, const float* b, const Finish& finish) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows) dense_tile<kRows, kVectors>(depth, a, b, finish);
+    else dense_rows<kVectors, kRows - 1>(rows, depth, a, b, finish);
+  }
+}
+
+// What an activation cuts off where that is all it does: everything below `low` and above `high`.
+struct Cut {
+  bool all;
+  float low, high;
+  static Cut of(int64_t activation) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    return {activation <= 2, activation ? 0.0f : -kInfinity, activation == 2 ? 6.0f : kInfinity};
+  }
+};
+
+// Rows [row, row + count) of kVectors vectors of columns from `start` on, from the registers to where they belong.
+template <int kVectors>
+inline void tile_to_result(const Dense& v, const Cut& cut, int64_t row, int64_t count, int64_t start, const float* a, const float* b) {
+  float* to = v.y + row * v.outputs + start;
+  const float* bias = v.bias + start;
+  dense_rows<kVectors>(count, v.depth, a, b, [=, outputs = v.outputs, low = splat(cut.low), high = splat(cut.high)](int i, int j, Floats total) {
+    total += load(bias + j * kLanes);
+    total = where(total <= low, low, total);
+    store(to + i * outputs + j * kLanes, where(total >= high, high, total));
+  });
+}
+
+// The same by way of memory: of an activation that computes, which is not repeated for every vector of a tile, or of
+// columns that are no whole vectors.
+template <int kVectors>
+inline void tile_by_memory(const Dense& v, int64_t row, int64_t count, int64_t start, const float* a, const float* b) {
+  float tile[kTileRows * kTileColumns];
+  dense_rows<kVectors>(count, v.depth, a, b, [&](int i, int j, Floats total) { store(tile + i * kTileColumns + j * kLanes, total); });
   with_activation(v.activation, [&](auto activate) {
     for (int64_t i = 0; i < count; ++i) {
       float* to = v.y + (row + i) * v.outputs + start;
       const float *from = tile + i * kTileColumns, *bias = v.bias + start;
-      each_vector(columns, [=](int64_t j, auto whole, int64_t n) {
+      each_vector(std::min(kTileColumns, v.outputs - start), [=](int64_t j, auto whole, int64_t n) {
         store_at(to + j, activate(load(from + j) + load_at(bias + j, whole, n)), whole, n);
       });
     }
@@ -53,27 +93,30 @@ inline void finish(const Dense& v, int64_t row, int64_t count, int64_t start, co
 // pack(start, to) writes columns [start, start + kTileColumns) of the weight, row after row, with zeros beyond the last.
 template <class Left, class Pack> void dense(const Call& call, const Dense& v, bool gathered, const Left& left, const Pack& pack) {
   const int64_t panels = (v.outputs + kTileColumns - 1) / kTileColumns;
-  // Rows of a block: what is gathered stays in the second-level cache.
+  // Rows of a block: what is gathered stays in the second-level cache. Blocks, and tiles of a block, are nearly equal: one
+  // of a single row takes as long as one of several.
   const int64_t most = std::clamp<int64_t>((int64_t{1} << 16) / std::max<int64_t>(v.depth, 1) / kTileRows, 1, 8) * kTileRows;
   const int64_t blocks = (v.rows + most - 1) / most;
   const int64_t work = std::min(most, v.rows) * v.depth * kTileColumns;
+  const Cut cut = Cut::of(v.activation);
   Team::parallel(call, blocks * panels, 1 + (int64_t{1} << 16) / std::max<int64_t>(work, 1), [&](int64_t begin, int64_t end) {
-    std::vector<float> packed(v.depth * kTileColumns), scratch(gathered ? most * v.depth : 0);
-    float tile[kTileRows * kTileColumns];
+    const std::unique_ptr<float[]> packed(new float[v.depth * kTileColumns]), scratch(new float[gathered ? most * v.depth : 0]);
     const float* rows = nullptr;
     int64_t held = -1, ready = -1;
     for (int64_t unit = begin; unit < end; ++unit) {
       // What costs more changes less often: a gathered block serves all panels, else a packed panel all blocks.
       const int64_t block = gathered ? unit / panels : unit % blocks, panel = gathered ? unit % panels : unit / blocks;
-      const int64_t first = block * most, last = std::min(v.rows, first + most), start = panel * kTileColumns;
-      if (held != block) rows = left(first, last, scratch.data()), held = block;
-      if (ready != panel) pack(start, packed.data()), ready = panel;
-      const int64_t tiles = (last - first + kTileRows - 1) / kTileRows;
-      for (int64_t t = 0; t < tiles; ++t) {  // of nearly equal size: a tile of one row takes as long as one of several
+      const int64_t first = v.rows * block / blocks, last = v.rows * (block + 1) / blocks, start = panel * kTileColumns;
+      if (held != block) rows = left(first, last, scratch.get()), held = block;
+      if (ready != panel) pack(start, packed.get()), ready = panel;
+      const int64_t tiles = (last - first + kTileRows - 1) / kTileRows, columns = v.outputs - start;
+      for (int64_t t = 0; t < tiles; ++t) {
         const int64_t from = (last - first) * t / tiles, count = (last - first) * (t + 1) / tiles - from;
-        if (v.outputs - start > kLanes) tile_rows<false>(count, v.depth, rows + from * v.depth, v.depth, 1, packed.data(), kTileColumns, tile, kTileColumns);
-        else narrow_rows(count, v.depth, rows + from * v.depth, packed.data(), tile);
-        finish(v, first + from, count, start, tile);
+        const float* a = rows + from * v.depth;
+        if (cut.all && columns >= kTileColumns) tile_to_result<kTileVectors>(v, cut, first + from, count, start, a, packed.get());
+        else if (cut.all && columns == kLanes) tile_to_result<1>(v, cut, first + from, count, start, a, packed.get());
+        else if (columns > kLanes) tile_by_memory<kTileVectors>(v, first + from, count, start, a, packed.get());
+        else tile_by_memory<1>(v, first + from, count, start, a, packed.get());
       }
     }
   });
