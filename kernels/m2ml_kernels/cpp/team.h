@@ -3,6 +3,10 @@
 // the thread that prepares the next program is.
 #pragma once
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include <chrono>
 #include <functional>
 #include <mutex>
@@ -29,8 +33,16 @@ class Team {
       team.job_ = job;
     }
     team.number_.fetch_add(1, std::memory_order_release);
-    for (int64_t i = team.waiting_.load(std::memory_order_acquire); i < helpers; ++i)
-      call.later([job] { shared().help(job); });
+    const int64_t waiting = team.waiting_.load(std::memory_order_acquire);
+    if (waiting < helpers) {
+      const int core = core_of_this_thread();
+      for (int64_t i = waiting; i < helpers; ++i)
+        call.later([job, core] {
+          leave(core);
+          shared().help(job);
+        });
+      std::this_thread::yield();
+    }
     job->help();
     while (job->done.load(std::memory_order_acquire) < job->parts) Call::pause();
   }
@@ -46,6 +58,22 @@ class Team {
         run(i * part, std::min(count, (i + 1) * part));
     }
   };
+
+  // A thread that is woken may be queued on the core of the one that wakes it, and another core stay idle until the
+  // system looks again, which is after milliseconds. So whoever wakes a helper lets it run, and it goes elsewhere.
+#if defined(__linux__)
+  static int core_of_this_thread() { return sched_getcpu(); }
+  static void leave(int core) {
+    cpu_set_t all, others;
+    if (sched_getcpu() != core || sched_getaffinity(0, sizeof all, &all) != 0) return;
+    others = all;
+    CPU_CLR(core, &others);
+    if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof all, &all);
+  }
+#else
+  static int core_of_this_thread() { return -1; }
+  static void leave(int) {}
+#endif
 
   static Team& shared() {
     static Team& team = *new Team;  // never destroyed: a helper may still wait when the process ends
