@@ -1,6 +1,7 @@
 // out = softmax(scale q kᵀ + mask) v per head, and its gradients: see flash.h and flash_backward.h.
 //
 // Must move: q, k, v and out once; moves k and v once more, packed. Scores never leave the cache.
+#include "few_queries.h"
 #include "flash_backward.h"
 
 namespace m2ml {
@@ -45,9 +46,11 @@ M2ML_KERNEL(attention) {
     using T = std::remove_pointer_t<decltype(t)>;
     const Rules rules = rules_of(call);
     if (!call.out(0).count() && !call.out(1).count()) return;
-    const auto run = rules.queries * rules.group() <= 16 ? attend_few<T> : attend<T>;
-    run(call, rules, heads_of<const T>(call.in(0)), heads_of<const T>(call.in(1)), heads_of<const T>(call.in(2)),
-        heads_of<T>(call.out(0)), call.out(1).data<float>());
+    const auto q = heads_of<const T>(call.in(0)), k = heads_of<const T>(call.in(1)), v = heads_of<const T>(call.in(2));
+    const auto out = heads_of<T>(call.out(0));
+    float* lse = call.out(1).data<float>();
+    if (rules.queries * rules.group() <= 16) FewQueries<T>(call, rules, q, k, v, out, lse);
+    else attend<T>(call, rules, q, k, v, out, lse);
   });
 }
 

@@ -16,10 +16,13 @@ constexpr int64_t kFew = 8;       // rows of x that are multiplied word by word
 constexpr int64_t kDepth = 2048;  // rows of a decoded panel, at most
 #if defined(__AVX512F__)
 constexpr int kPanelRows = 8, kPanelVectors = 3;  // of a tile: its sums, a row of the panel and an element of x are registers
+constexpr int kOneRow = 4;                        // rows of the weight that one row of x meets at once: so are their codes
 #else
 constexpr int kPanelRows = 4, kPanelVectors = 3;
+constexpr int kOneRow = 2;
 #endif
 constexpr int64_t kPanel = kPanelVectors * kLanes;
+constexpr int64_t kAhead = 1 << 11;  // words from what is read to what is asked for, about
 constexpr int64_t kGrain = 4096;  // words for which a second thread is worth its while
 
 // 32 codes are kBits words, which always belong to one group: x stays in order, beside its sums by lane.
@@ -163,10 +166,12 @@ void many_rows(const Call& call, const Format& f, int64_t rows, const float* x, 
 template <class Seen, int kSpan, int kRows, int kOutputs, class S>
 void outputs(const Seen& seen, const Format& f, int64_t rows, const Row<S>& weight, int64_t o, float* y, int64_t y_row) {
   Floats total[kOutputs][kRows];
-  seen.template multiply<kSpan, kOutputs>(f, Row<S>{weight.words + o * f.words, weight.scales + o * f.groups, weight.biases + o * f.groups, weight.last}, total);
+  const Row<S> row{weight.words + o * f.words, weight.scales + o * f.groups, weight.biases + o * f.groups, weight.last, weight.ahead};
+  for (int64_t i = row.ahead * f.groups, end = i + kOutputs * f.groups; i < end; i += 64 / sizeof(S)) fetch(row.scales + i), fetch(row.biases + i);
+  seen.template multiply<kSpan, kOutputs>(f, row, total);
   if constexpr (kRows == 1 && kOutputs == 4) {
     const Floats each[] = {total[0][0], total[1][0], total[2][0], total[3][0]};
-    sums_of_four(each, y, std::make_integer_sequence<int, kLanes>());
+    sums_of_four(each, y);
   } else {
     for (int64_t r = 0; r < rows; ++r)
       for (int i = 0; i < kOutputs; ++i) y[r * y_row + i] = sum(total[i][r]);
@@ -176,7 +181,7 @@ void outputs(const Seen& seen, const Format& f, int64_t rows, const Row<S>& weig
 // False where it does not take them.
 template <class Seen, int kSpan, int kRows, class S>
 bool few_rows(const Call& call, const Format& f, int64_t rows, const float* x, const Row<S>& weight, float* y) {
-  constexpr int kTogether = kRows == 1 ? 4 : 1;
+  constexpr int kTogether = kRows == 1 ? kOneRow : 1;
   if (f.outputs < kTogether) return false;
   const Seen seen(f, x, rows);
   if (!seen.holds()) return false;
@@ -213,7 +218,7 @@ void few_rows(const Call& call, const Format& f, int64_t rows, const float* x, R
 template <int kBits, class S>
 void multiply(const Call& call, const Format& f, int64_t rows, const float* x, const uint32_t* words, const S* scales, const S* biases, float* y) {
   if (rows > kFew) return many_rows<kBits, S>(call, f, rows, x, words, scales, biases, y);
-  const Row<S> weight{words, scales, biases, words + f.outputs * f.words - (kLanes - 1)};
+  const Row<S> weight{words, scales, biases, words + f.outputs * f.words - (kLanes - 1), kOneRow * std::max<int64_t>(kAhead / (kOneRow * f.words), 1)};
   if constexpr (32 % kBits) return few_rows<kBits, kLanes, S>(call, f, rows, x, weight, y);
   constexpr int kSmallest = kBits;  // words of a group of 32
   switch (f.span / kSmallest) {

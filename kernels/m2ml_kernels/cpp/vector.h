@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -176,6 +177,23 @@ inline float sum(Floats x) {
   for (int i = 0; i < kLanes / 4; i += 2) total += part[i] + part[i + 1];
   return (total[0] + total[2]) + (total[1] + total[3]);
 }
+
+// The sums of four vectors.
+template <int... kLane> void sums_of_four(const Floats (&x)[4], float* to, std::integer_sequence<int, kLane...>) {
+  const auto pair = [](Floats a, Floats b) {
+    return __builtin_shufflevector(a, b, (kLane / 4 * 4 + kLane % 4 / 2 + kLane % 2 * kLanes)...) +
+           __builtin_shufflevector(a, b, (kLane / 4 * 4 + kLane % 4 / 2 + 2 + kLane % 2 * kLanes)...);
+  };
+  const Floats a = pair(x[0], x[1]), b = pair(x[2], x[3]);
+  const Floats quarters = __builtin_shufflevector(a, b, (kLane / 4 * 4 + kLane % 2 + kLane % 4 / 2 * kLanes)...) +
+                          __builtin_shufflevector(a, b, (kLane / 4 * 4 + kLane % 2 + 2 + kLane % 4 / 2 * kLanes)...);
+  typedef float Quarter __attribute__((vector_size(16)));
+  Quarter part[kLanes / 4], total{};
+  std::memcpy(part, &quarters, sizeof part);
+  for (int i = 0; i < kLanes / 4; ++i) total += part[i];
+  std::memcpy(to, &total, sizeof total);
+}
+inline void sums_of_four(const Floats (&x)[4], float* to) { sums_of_four(x, to, std::make_integer_sequence<int, kLanes>()); }
 
 // Calls body(i, whole, n) for whole vectors and then for the rest: n is kLanes ... and then n % kLanes. A body captures
 // by value: what it reached by reference would be loaded anew after every store.

@@ -4,7 +4,6 @@
 // added exactly, four at a time, in 32 bits; what is rounded is the sum of a word.
 #pragma once
 
-#include <utility>
 #include <vector>
 
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -17,32 +16,56 @@ namespace m2ml {
 
 struct Format { int64_t outputs, inputs, group, groups, words, span; };  // span: words of a group
 
-// A row of the weight; `last` is the first word that lies less than a vector before the end of all rows.
-template <class S> struct Row { const uint32_t* words; const S *scales, *biases; const uint32_t* last; };
+// A row of the weight; `last` is the first word that lies less than a vector before the end of all rows. What comes
+// `ahead` of it, in rows, is asked for meanwhile.
+template <class S> struct Row { const uint32_t* words; const S *scales, *biases; const uint32_t* last; int64_t ahead; };
 
 typedef int8_t Bytes __attribute__((vector_size(4 * kLanes)));
 
-// 16 numbers of x, on every machine.
+// 16 numbers of x, on every machine. Where they take several vectors GCC compares them one by one: nothing here compares.
 typedef float Chunk __attribute__((vector_size(64)));
 typedef int32_t ChunkInts __attribute__((vector_size(64)));
 typedef uint32_t ChunkWords __attribute__((vector_size(64)));
 typedef uint8_t ChunkBytes __attribute__((vector_size(16)));
 
-// Whether codes of 8 bits are multiplied as they are; otherwise by halves, as the sum of two products must fit 16 bits.
+// Whether codes of 8 bits are multiplied as they are; otherwise as numbers of 16 bits, which the sum of two products must fit.
 #if defined(__AVX512VNNI__)
 constexpr bool kWholeBytes = true;
 #else
 constexpr bool kWholeBytes = false;
 #endif
 
-// sums + a · b, each lane over its four bytes: codes, and numbers with a sign.
-inline Ints add_products(Ints sums, Bytes codes, Bytes numbers) {
+// The sum of two products in each lane, of the halves of the lanes of a and b, numbers of 16 bits with a sign.
+inline Ints products_of_halves(Ints a, Ints b) {
+#if defined(__AVX512BW__)
+  return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+  return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+// sums + a · b, each lane over its four bytes: codes, and numbers with a sign. Where two products at a time are added in 16
+// bits, sums of a few are of that kind.
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && (defined(__AVX512BW__) || !defined(__AVX512F__))
+typedef int16_t Products __attribute__((vector_size(4 * kLanes)));
+inline Products add_products(Products sums, Bytes codes, Bytes numbers) {
+#if defined(__AVX512BW__)
+  return sums + (Products)_mm512_maddubs_epi16((__m512i)codes, (__m512i)numbers);
+#else
+  return sums + (Products)_mm256_maddubs_epi16((__m256i)codes, (__m256i)numbers);
+#endif
+}
+inline Products begun(Ints) { return Products{}; }
+inline Ints ended(Ints before, Products sums) {
+  return before + products_of_halves((Ints)sums, Ints{} + 0x10001);
+}
+#else
+using Products = Ints;
+inline Products add_products(Products sums, Bytes codes, Bytes numbers) {
 #if defined(__AVX512VNNI__)
   return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, (__m512i)numbers);
-#elif defined(__AVX512BW__)
-  return sums + (Ints)_mm512_madd_epi16(_mm512_maddubs_epi16((__m512i)codes, (__m512i)numbers), _mm512_set1_epi16(1));
-#elif defined(__AVX2__) && !defined(__AVX512F__)
-  return sums + (Ints)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)codes, (__m256i)numbers), _mm256_set1_epi16(1));
 #elif defined(__ARM_FEATURE_DOTPROD)
   int32x4_t half[2];
   int8x16_t a[2], b[2];
@@ -55,6 +78,9 @@ inline Ints add_products(Ints sums, Bytes codes, Bytes numbers) {
   return sums;
 #endif
 }
+inline Products begun(Ints before) { return before; }
+inline Ints ended(Ints, Products sums) { return sums; }
+#endif
 
 // Lane i of the result is lane places[i] of x.
 inline Floats picked(Floats x, Ints places) {
@@ -77,22 +103,6 @@ template <class V> V held(V x) {
   return x;
 }
 
-// The sums of four vectors.
-template <int... kLane> void sums_of_four(const Floats (&x)[4], float* to, std::integer_sequence<int, kLane...>) {
-  const auto pair = [](Floats a, Floats b) {
-    return __builtin_shufflevector(a, b, (kLane / 4 * 4 + kLane % 4 / 2 + kLane % 2 * kLanes)...) +
-           __builtin_shufflevector(a, b, (kLane / 4 * 4 + kLane % 4 / 2 + 2 + kLane % 2 * kLanes)...);
-  };
-  const Floats a = pair(x[0], x[1]), b = pair(x[2], x[3]);
-  const Floats quarters = __builtin_shufflevector(a, b, (kLane / 4 * 4 + kLane % 2 + kLane % 4 / 2 * kLanes)...) +
-                          __builtin_shufflevector(a, b, (kLane / 4 * 4 + kLane % 2 + 2 + kLane % 4 / 2 * kLanes)...);
-  typedef float Quarter __attribute__((vector_size(16)));
-  Quarter part[kLanes / 4], total{};
-  std::memcpy(part, &quarters, sizeof part);
-  for (int i = 0; i < kLanes / 4; ++i) total += part[i];
-  std::memcpy(to, &total, sizeof total);
-}
-
 // Rows of x as the words of a row of the weight see them. The last block of kLanes words ends with the last word; what
 // it shares with the one before is zero.
 template <int kBits, int kRows> class WordByWord {
@@ -103,7 +113,7 @@ template <int kBits, int kRows> class WordByWord {
     for (int64_t block = 0; block < blocks_; ++block)
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t word = block * kLanes; word < std::min(words_, (block + 1) * kLanes); word += kTogether)
-          put(x + r * f.inputs + word * kCodes, block * kRows + r, word - first(block), r, word >> span_bits_);
+          put(x + r * f.inputs + word * kCodes, block * kRows + r, word - first(block, words_), r, word >> span_bits_);
     for (int i = 0; i < 16; ++i) holds_ &= !unfit_[i];
   }
 
@@ -116,7 +126,7 @@ template <int kBits, int kRows> class WordByWord {
     for (int64_t part = 0; part < parts_; ++part)
 #pragma GCC unroll 4
       for (int o = 0; o < kOutputs; ++o) {
-        const Floats biases = load_up_to(weight.biases + o * groups_ + part * kLanes, groups_ - part * kLanes);
+        const Floats biases = load_up_to(weight.biases + o * groups_ + first(part, groups_), groups_);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) total[o][r] += biases * sums_[r * parts_ + part];
       }
@@ -132,7 +142,7 @@ template <int kBits, int kRows> class WordByWord {
           Floats own[kOutputs];
 #pragma GCC unroll 4
           for (int o = 0; o < kOutputs; ++o) {
-            words[o] = whole_words(weight, o, (block + k) * kLanes);
+            words[o] = whole_words<kOutputs>(weight, o, (block + k) * kLanes);
             own[o] = spread<kSpan>(scales[o], k);
           }
           add(words, own, block + k, total);
@@ -140,15 +150,15 @@ template <int kBits, int kRows> class WordByWord {
       }
     }
     for (; block < blocks_; ++block) {
-      const int64_t word = first(block), group = word >> span_bits_, groups = std::min<int64_t>(kLanes / kSpan, groups_ - group);
+      const int64_t word = first(block, words_), group = word >> span_bits_, from = std::min(group, first(parts_, groups_));
       Words words[kOutputs] = {};
       Floats scales[kOutputs];
 #pragma GCC unroll 4
       for (int o = 0; o < kOutputs; ++o) {
         if (words_ < kLanes) std::memcpy(&words[o], weight.words + o * words_, words_ * sizeof *weight.words);
-        else words[o] = whole_words(weight, o, word);
+        else words[o] = whole_words<kOutputs>(weight, o, word);
         if constexpr (kSpan == kLanes) scales[o] = splat(to_float(weight.scales[o * groups_ + group]));
-        else scales[o] = spread<kSpan>(load_part(weight.scales + o * groups_ + group, groups), 0);
+        else scales[o] = spread<kSpan>(load_up_to(weight.scales + o * groups_ + from, groups_), 0, group - from);
       }
       add(words, scales, block, total);
     }
@@ -156,19 +166,21 @@ template <int kBits, int kRows> class WordByWord {
   }
 
  private:
-  static constexpr int kCodes = 32 / kBits, kSlices = 8 / kBits, kPlanes = 3, kVectors = kPlanes * kSlices;
-  static constexpr int kNibbles = kBits == 8 && !kWholeBytes ? 2 : 1;  // parts of a code that are multiplied by themselves
-  static constexpr int kTogether = 16 / kCodes;                        // words that are put at once
+  static constexpr bool kHalves = kBits == 8 && !kWholeBytes;  // x is two numbers of 12 bits, each in 16
+  static constexpr int kCodes = 32 / kBits, kSlices = 8 / kBits, kPlanes = 3, kVectors = kHalves ? 4 : kPlanes * kSlices;
+  static constexpr int kTogether = 16 / kCodes;  // words that are put at once
+  static constexpr uint32_t kMask = kHalves ? 0x00ff00ffu : 0x01010101u * ((1u << kBits) - 1);  // of a vector's codes
 
-  int64_t first(int64_t block) const { return std::max<int64_t>(std::min(block * kLanes, words_ - kLanes), 0); }
+  // Where vector i of n numbers begins.
+  static int64_t first(int64_t i, int64_t n) { return std::max<int64_t>(std::min(i * kLanes, n - kLanes), 0); }
 
   template <class S> static Floats load_up_to(const S* p, int64_t n) { return n < kLanes ? load_part(p, n) : load(p); }
-  // Of the scales of kSpan blocks those of block k, each for the kSpan lanes of a group.
-  template <int kSpan> static Floats spread(Floats scales, int k) {
+  // Of the scales of kSpan blocks, from scale `start` on, those of block k, each for the kSpan lanes of a group.
+  template <int kSpan> static Floats spread(Floats scales, int k, int32_t start = 0) {
     static constexpr Places<kSpan> places{};
     Ints of_block;
     std::memcpy(&of_block, places.lanes[k], sizeof of_block);
-    return picked(scales, of_block);
+    return picked(scales, of_block + start);
   }
   template <int kSpan> struct Places {
     alignas(64) int32_t lanes[kSpan][kLanes] = {};
@@ -177,9 +189,12 @@ template <int kBits, int kRows> class WordByWord {
         for (int i = 0; i < kLanes; ++i) lanes[k][i] = (k * kLanes + i) / kSpan;
     }
   };
-  template <class S> Words whole_words(const Row<S>& weight, int output, int64_t word) const {
+  // A vector of one of kOutputs rows. As many words of those ahead are asked for, one after the other, and not yet into the
+  // first-level cache: it can wait for too few at a time.
+  template <int kOutputs, class S> Words whole_words(const Row<S>& weight, int output, int64_t word) const {
     Words words;
     std::memcpy(&words, weight.words + output * words_ + word, sizeof words);
+    __builtin_prefetch(weight.words + weight.ahead * words_ + word * kOutputs + output * kLanes, 0, 2);
     return held(words);
   }
 
@@ -187,7 +202,7 @@ template <int kBits, int kRows> class WordByWord {
     return __builtin_shufflevector(x, x, (kLane ^ kStep)...);
   }
   // Each lane's is of all the lanes of its word.
-  template <class V, class Join> static V of_word(V x, const Join& join) {
+  template <class V, class Join> __attribute__((always_inline)) static V of_word(V x, const Join& join) {
     constexpr auto lanes = std::make_index_sequence<16>();
     x = join(x, exchanged<1>(x, lanes)), x = join(x, exchanged<2>(x, lanes));
     if constexpr (kCodes > 4) x = join(x, exchanged<4>(x, lanes));
@@ -205,11 +220,22 @@ template <int kBits, int kRows> class WordByWord {
   void put(const float* from, int64_t at, int64_t lane, int64_t row, int64_t group) {
     Chunk x;
     std::memcpy(&x, from, sizeof x);
-    const auto most = of_word((ChunkInts)x & 0x7fffffff, [](ChunkInts a, ChunkInts b) { return a > b ? a : b; });
-    const ChunkInts exponent = (most >> 23) - ((most & 0x7fffff) > 0x7efefe);
-    unfit_ |= (most != 0) & ((most >= 255 << 23) | (exponent < 32));
-    const Chunk power = (Chunk)((276 - exponent) << 23), unit = most != 0 ? (Chunk)((exponent - 22) << 23) : Chunk{};
+    const auto most = of_word((ChunkInts)x & 0x7fffffff, [](ChunkInts a, ChunkInts b) { return a - ((a - b) & ((a - b) >> 31)); });
+    // Of the unit, and one more where a number would be rounded to more than 0x7f7f7f.
+    const ChunkInts exponent = (ChunkInts)(((ChunkWords)most + 0x10101u) >> 23), some = -most >> 31;
+    unfit_ |= some & ((((255 << 23) - 1 - most) | (exponent - 32)) >> 31);
+    const Chunk power = (Chunk)((276 - exponent) << 23), unit = (Chunk)(some & ((exponent - 22) << 23));
     const ChunkInts number = nearest(x * power);
+    if constexpr (kHalves) put_halves(number, at, lane);
+    else put_bytes(number, at, lane);
+    const Chunk total = unit * __builtin_convertvector(of_word(number, [](ChunkInts a, ChunkInts b) { return a + b; }), Chunk);
+    for (int word = 0; word < kTogether; ++word) {
+      units_[at][lane + word] = unit[word * kCodes];
+      sums_[row * parts_ + group / kLanes][group - first(group / kLanes, groups_)] += total[word * kCodes];
+    }
+  }
+
+  void put_bytes(ChunkInts number, int64_t at, int64_t lane) {
     const ChunkWords digits = ((ChunkWords)number + 0x808080u) ^ 0x808080u;
     auto* bytes = reinterpret_cast<uint8_t*>(&bytes_[at * kVectors]) + 4 * lane;
     for (int plane = 0; plane < kPlanes; ++plane) {
@@ -217,51 +243,61 @@ template <int kBits, int kRows> class WordByWord {
       for (int slice = 0; slice < kSlices; ++slice)
         std::memcpy(bytes + (plane * kSlices + slice) * 4 * kLanes, reinterpret_cast<const char*>(&ordered) + slice * 4 * kTogether, 4 * kTogether);
     }
-    const Chunk total = unit * __builtin_convertvector(of_word(number, [](ChunkInts a, ChunkInts b) { return a + b; }), Chunk);
-    for (int word = 0; word < kTogether; ++word) {
-      units_[at][lane + word] = unit[word * kCodes];
-      sums_[row * parts_ + group / kLanes][group % kLanes] += total[word * kCodes];
+  }
+  // Of a word's four numbers the first and the third, and the others: their upper halves, then what is left of them.
+  void put_halves(ChunkInts number, int64_t at, int64_t lane) {
+    const ChunkInts upper = (number + 2048) >> 12;
+    auto* to = reinterpret_cast<Ints*>(&bytes_[at * kVectors]);
+    for (const ChunkInts& half : {upper, number - (upper << 12)}) {
+      const ChunkInts pairs = (half & 0xffff) | (exchanged<2>(half, std::make_index_sequence<16>()) << 16);
+      for (int odd = 0; odd < 2; ++odd, ++to)
+        for (int word = 0; word < kTogether; ++word) (*to)[lane + word] = pairs[4 * word + odd];
     }
   }
 
-  static ChunkBytes lowest_bytes(ChunkWords x) {  // GCC converts them one by one
+  __attribute__((always_inline)) static ChunkBytes lowest_bytes(ChunkWords x) {  // GCC converts them one by one
 #if defined(__AVX512F__)
     return (ChunkBytes)_mm512_cvtepi32_epi8((__m512i)x);
+#elif defined(__AVX2__)
+    __m256i half[2];
+    x &= 0xffu;
+    std::memcpy(half, &x, sizeof half);
+    const __m256i pairs = _mm256_permute4x64_epi64(_mm256_packus_epi32(half[0], half[1]), 0xd8);
+    return (ChunkBytes)_mm_packus_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
 #else
     return __builtin_convertvector(x & 0xffu, ChunkBytes);
 #endif
   }
-  static ChunkInts nearest(Chunk x) {
+  __attribute__((always_inline)) static ChunkInts nearest(Chunk x) {
 #if defined(__AVX512F__)
     return (ChunkInts)_mm512_cvtps_epi32((__m512)x);
 #else
-    return __builtin_convertvector(x < 0 ? x - 0.5f : x + 0.5f, ChunkInts);
+    return __builtin_convertvector(x + (Chunk)(((ChunkInts)x & INT32_MIN) | 0x3f000000), ChunkInts);
 #endif
   }
 
   template <int kOutputs>
   __attribute__((always_inline)) void add(const Words (&words)[kOutputs], const Floats (&scale)[kOutputs], int64_t block, Floats (&total)[kOutputs][kRows]) const {
-    Bytes codes[kNibbles * kSlices][kOutputs];
+    constexpr int kEvery = kHalves ? 2 : kSlices;  // codes of a word are spread over so many vectors
+    Bytes codes[kEvery][kOutputs];
 #pragma GCC unroll 4
-    for (int i = 0; i < kSlices * kNibbles; ++i)
+    for (int i = 0; i < kEvery; ++i)
 #pragma GCC unroll 4
-      for (int o = 0; o < kOutputs; ++o) codes[i][o] = (Bytes)((words[o] >> (kBits / kNibbles * i)) & (0x01010101u * ((1u << kBits / kNibbles) - 1)));
+      for (int o = 0; o < kOutputs; ++o) codes[i][o] = (Bytes)((words[o] >> (kBits * i)) & kMask);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const Bytes* x = &bytes_[(block * kRows + r) * kVectors];
-      Floats all[kOutputs];
-      if constexpr (kBits == 8 && kWholeBytes) {  // three bytes of x times one of a code take two numbers
-        Floats low[kOutputs];
+      Floats all[kOutputs], low[kOutputs];
+      if constexpr (kHalves) {
+        sums_of_halves(codes, x, all);
+        sums_of_halves(codes, x + 2, low);
+        for (int o = 0; o < kOutputs; ++o) all[o] = 4096.0f * all[o] + low[o];
+      } else if constexpr (kBits == 8) {  // three bytes of x times one of a code take two numbers
         sums_of_products<2>(codes, x, all);
         sums_of_products<1>(codes, x + 2, low);
         for (int o = 0; o < kOutputs; ++o) all[o] = 256.0f * all[o] + low[o];
       } else {
         sums_of_products<kPlanes>(codes, x, all);
-      }
-      if constexpr (kNibbles == 2) {
-        Floats high[kOutputs];
-        sums_of_products<kPlanes>(codes + kSlices, x, high);
-        for (int o = 0; o < kOutputs; ++o) all[o] += 16.0f * high[o];
       }
       const Floats unit = held(units_[block * kRows + r]);
 #pragma GCC unroll 4
@@ -274,16 +310,30 @@ template <int kBits, int kRows> class WordByWord {
   template <int kCount, int kOutputs>
   __attribute__((always_inline)) static void sums_of_products(const Bytes (*codes)[kOutputs], const Bytes* x, Floats (&given)[kOutputs]) {
     Ints sums[kOutputs] = {};
-#pragma GCC unroll 16
-    for (int i = 0; i < kCount * kSlices; ++i) {
-      const Bytes numbers = held(x[i]);
+#pragma GCC unroll 3
+    for (int plane = 0; plane < kCount; ++plane) {
+      Products products[kOutputs];
 #pragma GCC unroll 4
-      for (int o = 0; o < kOutputs; ++o) {
-        if (i && i % kSlices == 0) sums[o] <<= 8;
-        sums[o] = add_products(sums[o], codes[i % kSlices][o], numbers);
+      for (int o = 0; o < kOutputs; ++o) products[o] = begun(sums[o] <<= 8);
+#pragma GCC unroll 4
+      for (int slice = 0; slice < kSlices; ++slice) {
+        const Bytes numbers = held(x[plane * kSlices + slice]);
+#pragma GCC unroll 4
+        for (int o = 0; o < kOutputs; ++o) products[o] = add_products(products[o], codes[slice][o], numbers);
       }
+#pragma GCC unroll 4
+      for (int o = 0; o < kOutputs; ++o) sums[o] = ended(sums[o], products[o]);
     }
+#pragma GCC unroll 4
     for (int o = 0; o < kOutputs; ++o) given[o] = __builtin_convertvector(sums[o], Floats);
+  }
+
+  template <int kOutputs>
+  __attribute__((always_inline)) static void sums_of_halves(const Bytes (&codes)[2][kOutputs], const Bytes* x, Floats (&given)[kOutputs]) {
+    const Ints first = (Ints)held(x[0]), second = (Ints)held(x[1]);
+#pragma GCC unroll 4
+    for (int o = 0; o < kOutputs; ++o)
+      given[o] = __builtin_convertvector(products_of_halves((Ints)codes[0][o], first) + products_of_halves((Ints)codes[1][o], second), Floats);
   }
 
   int64_t words_, groups_, span_bits_, blocks_, parts_;  // a group is a power of two of words
