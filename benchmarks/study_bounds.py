@@ -236,10 +236,10 @@ def misses(backend: Any, names: Sequence[str], count: int, seed: int, progress: 
             wrong = type(backend)(rules=planted(backend, name, fault))
             fates = [fate_of(wrong, *sample) for sample in known]
             fated.update(fates)
-            worst_fate = next(f for f in FATES if f in fates)
-            met[worst_fate] += 1
-            if worst_fate in ("missed", "signs of zeros"):
-                progress.console.print(f"{worst_fate}: {name}: {fault.label}", highlight=False, markup=False)
+            best_fate = next(f for f in FATES if f in fates)
+            met[best_fate] += 1
+            if best_fate in ("missed", "signs of zeros"):
+                progress.console.print(f"{best_fate}: {name}: {fault.label}", highlight=False, markup=False)
             progress.advance(task)
             if met.total() - met["same"] >= count:
                 break

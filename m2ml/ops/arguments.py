@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -43,17 +44,17 @@ def require_one_of(op: str, name: str, value: Any, allowed: Iterable[Any]) -> No
         raise ValueError(f"{op}: {name} is {value!r}; it must be {said}")
 
 
-def require_at_least(op: str, least: float, **numbers: float) -> None:
+def require_at_least(op: str, least: float, **values: float) -> None:
     """Raise ValueError where a number is below ``least``."""
-    for name, value in numbers.items():
+    for name, value in values.items():
         require(op, value >= least, f"{name} is {value}; it must be at least {least:g}")
 
 
-def require_positive(op: str, **numbers: float | None) -> None:
-    """Raise ValueError where a number that is given is not positive and finite."""
-    for name, value in numbers.items():
-        said = f"{name} is {value}; it must be a positive number or None"
-        require(op, value is None or 0 < value < math.inf, said)
+def require_positive(op: str, **values: Any) -> None:
+    """Raise ValueError where a value is no positive and finite number."""
+    for name, value in values.items():
+        fits = isinstance(value, numbers.Real) and 0 < float(value) < math.inf
+        require(op, fits, f"{name} is {value!r}; it must be a positive number")
 
 
 def require(op: str, condition: bool, said: str) -> None:

@@ -55,7 +55,8 @@ def attention(
     the scores, and works them out again for 512 queries at a time; a floating mask has a gradient too.
     """
     _check(q, k, v, mask, key_lengths, window)
-    require_positive("attention", soft_cap=soft_cap)
+    if soft_cap is not None:
+        require_positive("attention", soft_cap=soft_cap)
     scores = Scores.of(q, k, causal=causal, offset=offset, window=window, soft_cap=soft_cap, scale=scale)
     every = scores.filled_up(q), None if mask is None else scores.mask_filled_up(mask)
 

@@ -60,7 +60,8 @@ def linear_cross_entropy(
     logits are worked out again.
     """
     _check(hidden, weight, labels, reduction, label_smoothing, rows)
-    require_positive("linear_cross_entropy", soft_cap=soft_cap)
+    if soft_cap is not None:
+        require_positive("linear_cross_entropy", soft_cap=soft_cap)
     loss = _Loss(ignore_index, label_smoothing, z_loss, soft_cap, rows)
     share = jnp.where(labels == ignore_index, 0, 1).astype(wide(hidden).dtype)
     if reduction == "mean":

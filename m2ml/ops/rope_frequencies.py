@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from m2ml.ops.arguments import require_positive
+
 Array = np.ndarray[Any, Any]
 
 
@@ -33,12 +35,13 @@ def rope_frequencies(dim: int, base: float = 10000.0, scaling: Mapping[str, Any]
     """
     if not isinstance(dim, numbers.Integral) or dim <= 0 or dim % 2:
         raise ValueError(f"rope_frequencies: dim is {dim}; it must be even and positive")
-    _require_positive(base=base)
+    require_positive("rope_frequencies", base=base)
     settings = dict(scaling or {})
     kind = settings.get("rope_type", settings.get("type", "default"))
     if kind not in _SCALED:
         raise ValueError(f"rope_frequencies: rope_type is {kind!r}; known are {', '.join(_SCALED)}")
-    _require_positive(**{name: settings[name] for name in _POSITIVE if settings.get(name) is not None})
+    given = {name: settings[name] for name in _POSITIVE if settings.get(name) is not None}
+    require_positive("rope_frequencies", **given)
     inverse = float(base) ** (-np.arange(0, dim, 2) / dim)
     try:
         scaled, magnitude = _SCALED[kind](inverse, float(base), settings)
@@ -49,12 +52,6 @@ def rope_frequencies(dim: int, base: float = 10000.0, scaling: Mapping[str, Any]
 
 #: Numbers of ``scaling`` that make no sense unless they are positive.
 _POSITIVE = ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
-
-
-def _require_positive(**values: Any) -> None:
-    for name, value in values.items():
-        if not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
-            raise ValueError(f"rope_frequencies: {name} is {value!r}; it must be a positive number")
 
 
 def _default(inverse: Array, base: float, settings: Mapping[str, Any]) -> tuple[Array, float]:
