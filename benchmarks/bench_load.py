@@ -2,8 +2,8 @@
 
 Against llama.cpp on the same SmolLM2-135M (``pip install llama-cpp-python``): the time from a fresh interpreter to the
 first token, kernels and compiled programs warm, and the peak of memory of reading 512 tokens and writing 32. Then the
-peak of memory that loading adds, relative to the weights as they are held: of SmolLM2 packed, and of a folder of
-``SIZE`` bytes of float32 made for the purpose.
+peak of memory that loading adds to a process that has the libraries, relative to the weights as they are held: of
+SmolLM2 packed, with its tokenizer and without, and of a folder of ``SIZE`` bytes of float32 made for the purpose.
 """
 
 from __future__ import annotations
@@ -65,19 +65,23 @@ for _ in range(32):
 print(json.dumps({"peak": peak()}))
 """
 GROWTH = """
-import jax, m2ml
+import dataclasses, gc, jax, m2ml, tokenizers
 from m2ml.generation import load
 from m2ml.data import smollm2
-m2ml.put(1.0, sys.argv[2])
-if len(sys.argv) > 3:  # what is the same for every model is there before: libraries, the tokenizer's too
-    load(smollm2(), backend=sys.argv[2])
-    import gc
+from m2ml.models.checkpoints import open_checkpoint
+from m2ml.models.loading import config_of, load_params
+path, backend, way = sys.argv[1:]
+m2ml.put(1.0, backend)
+if way == "warm":  # what is the same for every model is there before, such as what is traced once
+    load(smollm2(), backend=backend)
     gc.collect()
-before, was = now(), peak()
-model = load(sys.argv[1], backend=sys.argv[2])
-m2ml.wait(model.params)
-held = sum(x.nbytes for x in jax.tree.leaves(model.params))
-print(json.dumps({"peak": peak(), "before": before, "was": was, "weights": held}))
+checkpoint = open_checkpoint(path)
+config = dataclasses.replace(config_of(checkpoint), dtype="float32")
+before = now()
+params = load_params(checkpoint, config, backend=backend) if way == "weights" else load(path, backend=backend).params
+m2ml.wait(params)
+held = sum(x.nbytes for x in jax.tree.leaves(params))
+print(json.dumps({"peak": peak(), "before": before, "weights": held}))
 """
 COMMON = """
 import json, resource, sys, time
@@ -134,8 +138,12 @@ def growths(table: Table, path: Path) -> None:
         for backend in ("cpu", "mlx"):
             if importlib.util.find_spec("mlx") is None and backend == "mlx":
                 continue
-            for name, arguments in (("SmolLM2", (path, backend)), ("float32 folder", (large, backend, "warm"))):
-                found = run(GROWTH, *arguments)
+            for name, file, way in (
+                ("SmolLM2", path, "whole"),
+                ("SmolLM2, without its tokenizer", path, "weights"),
+                ("float32 folder", large, "warm"),
+            ):
+                found = run(GROWTH, file, backend, way)
                 ratio = (found["peak"] - found["before"]) / found["weights"]
                 said = (
                     f"{(found['peak'] - found['before']) / 1e6:.0f} MB",

@@ -66,6 +66,7 @@ def load(
     backend = backend or m2ml.current()
     config = replace(config_of(checkpoint), dtype=dtype or _dtype(checkpoint, backend))
     check_dtype(config.dtype)
+    tokenizer = tokenizer_of(checkpoint)  # before the weights, so that what making it takes is free for them
     params = load_params(checkpoint, config, backend=backend, dequantize=dequantize)
     for kind, change in getattr(checkpoint, "changed", {}).items():
         warnings.warn(
@@ -75,7 +76,7 @@ def load(
             ),
             stacklevel=2,
         )
-    return LanguageModel(Path(path).stem, config, params, tokenizer_of(checkpoint), backend)
+    return LanguageModel(Path(path).stem, config, params, tokenizer, backend)
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from m2ml.models.checkpoints.gguf_header import Texts
 from m2ml.models.settings import CheckpointError
 from m2ml.models.tokenizer import Tokenizer
 
@@ -62,6 +63,8 @@ def _complete(metadata: Mapping[str, Any], rust: Any, words: Sequence[str], kind
 
 def _listed(metadata: Mapping[str, Any], name: str, kind: type, where: str) -> list[Any]:
     found = metadata.get(f"tokenizer.ggml.{name}")
+    if isinstance(found, Texts):
+        found = list(found)
     if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
         raise CheckpointError(f"{where} has no tokenizer.ggml.{name}, which its tokenizer needs")
     return found

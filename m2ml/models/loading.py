@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,16 +42,17 @@ def load_params(checkpoint: Checkpoint, config: DecoderConfig, *, backend: str, 
     Raises `CheckpointError` for tensors that are missing, left over, of another shape or not finite.
     """
 
-    def ready_part(part: Any) -> Any:
-        stays = not dequantize and _stays(part, config.dtype, backend)
-        return part if stays else converted(part, config.dtype, dequantize=dequantize)
+    keep = Room().copy if _reads_where_they_lie(backend) else _as
+
+    def ready(part: Any) -> Any:
+        if not dequantize and _stays(part, config.dtype, backend):
+            return each_array(part, keep)
+        return converted(part, config.dtype, dequantize=dequantize, keep=keep)
 
     tree: dict[Any, Any] = {}
-    keep = Room().copy if _reads_where_they_lie(backend) else np.asarray
     for path, value in read_params(checkpoint, config):
-        parts = value if isinstance(value, tuple) else (value,)
-        ready = jax.tree.map(keep, tuple(map(ready_part, parts)))
-        put(tree, path, to_backend(ready if isinstance(value, tuple) else ready[0], backend))
+        parts = tuple(map(ready, value)) if isinstance(value, tuple) else ready(value)
+        put(tree, path, to_backend(parts, backend))
         checkpoint.release()
     return tree
 
@@ -191,11 +192,18 @@ def _check_finite(array: Any, where: str) -> None:
             raise CheckpointError(f"{where} holds {float(flat[at])} at element {at}; its weights must be finite")
 
 
-def converted(value: Any, name: str, *, dequantize: bool = False) -> Any:
-    """An array in the dtype of this name; a `Quantized` one stays packed unless ``dequantize``."""
+def _as(array: Any, dtype: Any = None) -> Any:
+    return array.astype(dtype or array.dtype, copy=False)
+
+
+def converted(value: Any, name: str, *, dequantize: bool = False, keep: Callable[..., Any] = _as) -> Any:
+    """An array in the dtype of this name; a `Quantized` one stays packed unless ``dequantize``.
+
+    ``keep`` makes the arrays, of an array and perhaps a dtype.
+    """
     dtype = jnp.dtype(name)
-    if isinstance(value, Quantized):
-        if dequantize:
-            return dequantized(value).astype(dtype)
-        return each_array(value, lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x)
-    return value.astype(dtype, copy=False)
+    if not isinstance(value, Quantized):
+        return keep(value, dtype)
+    if dequantize:
+        return keep(dequantized(value), dtype)
+    return each_array(value, lambda x: keep(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else keep(x))

@@ -22,9 +22,10 @@ class Room:
     def __init__(self) -> None:
         self._free: Array = np.empty(0, np.uint8)
 
-    def copy(self, array: Array, /) -> Array:
-        """A copy of ``array``, not to be written to."""
-        found = self._take(array.nbytes).view(array.dtype).reshape(array.shape)
+    def copy(self, array: Array, /, dtype: Any = None) -> Array:
+        """A copy of ``array``, in ``dtype`` if one is given, not to be written to."""
+        dtype = np.dtype(dtype or array.dtype)
+        found = self._take(array.size * dtype.itemsize).view(dtype).reshape(array.shape)
         found[...] = array
         found.flags.writeable = False
         return found

@@ -136,10 +136,15 @@ def _pieces(value: Any, parts: Sequence[Tensor], *, axis: int, of_rows: bool = F
 
 
 def sources(config: DecoderConfig, spelling: Spelling, names: Mapping[str, Any] | None = None) -> Iterator[Source]:
-    """Every parameter of ``config``; ``names`` are those of the file, which decide between its possible forms."""
+    """Every parameter of ``config``; ``names`` are those of the file, which decide between its possible forms.
+
+    The largest come first, before most of the memory is taken: what is made on the way to them comes on top of it.
+    """
     known = names if names is not None else {}
     embed = config.embed_dim
     yield Source(("tokens", "weight"), (Tensor(f"{spelling.tokens}.weight", (config.vocab_size, embed)),))
+    if not config.tied:
+        yield Source(("head", "weight"), (Tensor(f"{spelling.head}.weight", (config.vocab_size, embed)),))
     if config.learned_positions:
         yield Source(("positions", "weight"), (Tensor(f"{spelling.positions}.weight", (config.context, embed)),))
     for i, block in enumerate(config.blocks):
@@ -149,8 +154,6 @@ def sources(config: DecoderConfig, spelling: Spelling, names: Mapping[str, Any] 
         else:
             yield from _of_mlp(config, spelling, i)
     yield from _norm(config, ("norm",), spelling.norm, embed)
-    if not config.tied:
-        yield Source(("head", "weight"), (Tensor(f"{spelling.head}.weight", (config.vocab_size, embed)),))
 
 
 def _norm(config: DecoderConfig, path: Path, name: str, size: int) -> Iterator[Source]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from tiny_checkpoints import tokens
 from tiny_models import Tiny, forward
 
-from m2ml.models.checkpoints import open_checkpoint
+from m2ml.models.checkpoints import gguf_blocks, open_checkpoint
 from m2ml.models.checkpoints.gguf_blocks import INEXACT, quantized, requantized
 from m2ml.models.checkpoints.gguf_header import TYPES
 from m2ml.models.gguf_tokenizer import from_gguf
@@ -66,6 +67,29 @@ def test_inexact_blocks_say_how_far_they_moved(name: str) -> None:
     found, change = requantized(name, raw, wanted.shape)
     moved = np.abs(dequantized(found) - wanted).max() / np.abs(wanted).max()
     assert 0 < moved <= change <= 2 / 255  # a step of the widest group
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_pieces_are_the_whole_and_little_is_held_beside_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    block, size = BLOCKS[name]
+    raw = random_blocks(name, rows=401, blocks=2048 // block)
+    convert = requantized if name in INEXACT else quantized
+
+    def converted(piece: int) -> Any:
+        monkeypatch.setattr(gguf_blocks, "_PIECE", piece)
+        return jax.tree.leaves(convert(name, raw, (401, 2048)))
+
+    wanted = converted(raw.nbytes)
+    tracemalloc.start()
+    try:
+        found = converted(1 << 16)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    for x, y in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(x, y)
+    numbers = (1 << 16) // size * block
+    assert peak - held < 4 * 4 * numbers  # of a piece: its numbers, what they become, the difference and its size
 
 
 def write_gguf(path: Path, tiny: Tiny, architecture: str, *, stored: str = "F32", **more: Any) -> Path:

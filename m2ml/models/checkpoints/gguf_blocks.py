@@ -6,7 +6,8 @@ form lacks: those become 8 bits in groups of 32, and how far that moves them is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,46 @@ Array = np.ndarray[Any, Any]
 #: Blocks of which no affine form is exact.
 INEXACT = ("Q2_K", "Q3_K", "Q6_K")
 
+#: Bytes of blocks that are looked at together: what a piece becomes on its way is several times as large.
+_PIECE = 1 << 18
+
 
 def quantized(type_: str, blocks: Array, shape: tuple[int, ...]) -> Quantized:
     """``blocks`` uint8 ``[rows, bytes]`` of an exact type as the array of ``shape`` that they stand for."""
+    return _filled((_of_rows(type_, piece) for piece in _pieces(blocks)), len(blocks), shape)
+
+
+def _of_rows(type_: str, blocks: Array) -> Quantized:
     packed, bits, scales, biases = _READERS[type_](blocks)
-    *rows, n = shape
-    packed = packed.reshape(*rows, n * bits // 32)
-    groups = [None if x is None else x.reshape(*rows, n // 32) for x in (scales, biases)]
-    return Quantized(packed, groups[0], groups[1], bits, 32, "mxfp4" if type_ == "MXFP4" else "affine")
+    packed, scales, biases = (None if x is None else x.reshape(len(blocks), -1) for x in (packed, scales, biases))
+    return Quantized(packed, scales, biases, bits, 32, "mxfp4" if type_ == "MXFP4" else "affine")
+
+
+def _pieces(blocks: Array) -> list[Array]:
+    """``blocks`` in pieces of some rows each, one at the least."""
+    rows = max(1, _PIECE // max(blocks.shape[1], 1))
+    return [blocks[start : start + rows] for start in range(0, len(blocks), rows)] or [blocks]
+
+
+def _filled(pieces: Iterable[Quantized], rows: int, shape: tuple[int, ...]) -> Quantized:
+    """Pieces of a matrix of so many ``rows``, one below the other, as the array of ``shape``; held once."""
+    whole: dict[str, Array] = {}
+    at, piece = 0, None
+    for piece in pieces:
+        for name in ("packed", "scales", "biases"):
+            part = getattr(piece, name)
+            if part is None:
+                continue
+            dtype = np.result_type(part, whole.get(name, part))
+            if name not in whole:
+                whole[name] = np.empty((rows, part.shape[1]), dtype)
+            elif whole[name].dtype != dtype:
+                whole[name] = whole[name].astype(dtype)
+            whole[name][at : at + len(part)] = part
+        at += len(piece.packed)
+    assert piece is not None
+    shaped: dict[str, Any] = {name: x.reshape(*shape[:-1], x.shape[1]) for name, x in whole.items()}
+    return dataclasses.replace(piece, **shaped)
 
 
 def _words(codes: Array, bits: int) -> Array:
@@ -146,9 +179,16 @@ def requantized(type_: str, blocks: Array, shape: tuple[int, ...]) -> tuple[Quan
     from m2ml import ops
     from m2ml.models.quantisation import dequantized
 
-    numbers = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[type_]).reshape(shape)
-    if not np.isfinite(numbers).all():
-        numbers = np.nan_to_num(numbers, nan=np.nan)
-    found = jax.tree.map(np.asarray, ops.quantize(numbers, bits=8, group_size=32))
-    largest = float(np.abs(numbers).max(initial=0)) or 1.0
-    return found, float(np.abs(dequantized(found) - numbers).max(initial=0)) / largest
+    largest = change = 0.0
+
+    def of_rows(blocks: Array) -> Quantized:
+        nonlocal largest, change
+        numbers = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[type_])
+        if not np.isfinite(numbers).all():
+            numbers = np.nan_to_num(numbers, nan=np.nan)
+        found = jax.tree.map(np.asarray, ops.quantize(numbers, bits=8, group_size=32))
+        largest = max(largest, float(np.abs(numbers).max(initial=0)))
+        change = max(change, float(np.abs(dequantized(found) - numbers).max(initial=0)))
+        return found
+
+    return _filled(map(of_rows, _pieces(blocks)), len(blocks), shape), change / (largest or 1.0)

@@ -6,8 +6,9 @@ length it reads; nothing here reads beyond the file or makes more of it than it 
 
 from __future__ import annotations
 
+import array
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,23 @@ class Stored:
     shape: tuple[int, ...]
     start: int
     bytes: int
+
+
+class Texts(Sequence[str]):
+    """Strings that stay in the file until they are asked for, each behind the eight bytes of its length."""
+
+    def __init__(self, view: memoryview, ends: array.array[int]) -> None:
+        self._view, self._ends = view, ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        i = range(len(self))[index]
+        start = self._ends[i - 1] if i else 0
+        return str(self._view[start + 8 : self._ends[i]], "utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -129,22 +147,22 @@ class _Cursor:
             return np.frombuffer(self.take(count * dtype.itemsize, what), dtype).tolist()
         self.check_count(count, 8, f"elements of {what[:80]}")
         if inner == _STRING:
-            return self._strings(count, what)
+            return self._texts(count, what)
         return [self.value(inner, what, depth + 1) for _ in range(count)]
 
-    def _strings(self, count: int, what: str) -> list[str]:
+    def _texts(self, count: int, what: str) -> Texts:
         """Many short strings; what follows them is looked at once."""
-        found, rest, at, length_of = [], self.file.view(self.at), 0, struct.Struct("<Q")
+        rest, at, length_of = self.file.view(self.at), 0, struct.Struct("<Q")
+        ends = array.array("Q")
         for _ in range(count):
             if at + 8 > len(rest):
                 raise CheckpointError(f"{self.file.path} is cut short in the strings of {what[:80]}")
-            end = at + 8 + length_of.unpack_from(rest, at)[0]
-            if end > len(rest):
+            at += 8 + length_of.unpack_from(rest, at)[0]
+            if at > len(rest):
                 raise CheckpointError(f"{self.file.path} is cut short in the strings of {what[:80]}")
-            found.append(str(rest[at + 8 : end], "utf-8", "replace"))
-            at = end
+            ends.append(at)
         self.at += at
-        return found
+        return Texts(rest[:at], ends)
 
 
 def _info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
