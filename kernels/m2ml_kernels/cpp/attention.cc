@@ -3,6 +3,7 @@
 // Must move: q, k, v and out once; moves k and v once more, packed. Scores never leave the cache.
 #include "few_queries.h"
 #include "flash_backward.h"
+#include "many_queries.h"
 
 namespace m2ml {
 

@@ -163,7 +163,7 @@ template <class T> class FewQueries {
     const int64_t b = head / rules_.key_heads, kh = head % rules_.key_heads;
     for (int64_t r = 0; r < rows_; ++r) {
       const float mass = result.mass(r), share = mass == 0 ? 0.0f : 1.0f / mass;
-      to_rows(result.total(r), out.row(b, head_of(kh, r), query_of(r)), rules_.value_width, share);
+      to_row(result.total(r), out.row(b, head_of(kh, r), query_of(r)), rules_.value_width, share);
       if (lse) lse[rules_.row(b, head_of(kh, r), query_of(r))] = mass == 0 ? -kInfinity : result.top(r) + std::log(mass);
     }
   }

@@ -1,14 +1,12 @@
 // Attention over blocks of keys with a running maximum (T. Dao et al., FlashAttention, 2022): memory linear in the length.
 //
-// Keys are packed once per key head, transposed, so that scores come from the same register tiles as every product;
-// values are packed beside them. A block of queries then walks the blocks of keys it may see.
+// What is shared by the forward pass of many queries, of few, and by the gradients.
 #pragma once
 
-#include <memory>
 #include <vector>
 
 #include "functions.h"
-#include "matrix.h"
+#include "transpose.h"
 
 namespace m2ml {
 
@@ -52,65 +50,76 @@ struct Rules {
 
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-constexpr int64_t kQueries = 4 * kTileRows;        // rows of a block of queries
-constexpr int64_t kKeys = 4 * kTileColumns;        // columns of a block of keys
+constexpr int64_t kQueries = 48;  // rows of a block of queries, whole tiles
+constexpr int64_t kKeys = 128;    // columns of a block of keys, whole tiles
+static_assert(kQueries % kTileRows == 0 && kKeys % kTileColumns == 0);
 
-// Keys and values of one head in float32: keys[block][tile][d][column], values[position][padded width].
-struct Packed {
-  int64_t blocks, width, padded;
-  std::unique_ptr<float[]> keys, values;
-
-  Packed(int64_t heads, const Rules& rules)
-      : blocks(round_up(rules.keys, kKeys) / kKeys), width(rules.width), padded(round_up(rules.value_width, kTileColumns)),
-        keys(new float[heads * blocks * kKeys * width]), values(new float[heads * blocks * kKeys * padded]) {}
-  float* key_block(int64_t head, int64_t block) const { return keys.get() + (head * blocks + block) * kKeys * width; }
-  float* value_block(int64_t head, int64_t block) const { return values.get() + (head * blocks + block) * kKeys * padded; }
-};
+constexpr int64_t kAhead = kLanes;  // rows
+template <class T> void fetch_row(const T* row, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / sizeof(T)) fetch(row + i);
+}
 
 template <class T> void to_floats(const T* from, float* to, int64_t n, int64_t padded, float scale = 1) {
   each_vector(n, [&](int64_t i, auto whole, int64_t count) { store_at(to + i, load_at(from + i, whole, count) * scale, whole, count); });
   std::fill(to + n, to + padded, 0.0f);
 }
 
-template <class T> void to_rows(const float* from, T* to, int64_t n, float scale) {
-  each_vector(n, [&](int64_t i, auto whole, int64_t count) { store_at(to + i, load_at(from + i, whole, count) * scale, whole, count); });
-}
-
-// rows[count][width] as panels of kTileColumns columns: the transpose, packed for `product`. Missing rows are zero.
-template <class T> void pack_transposed(const Heads<const T>& from, int64_t b, int64_t h, int64_t begin, int64_t count, int64_t width, float* to) {
-  for (int64_t row = 0; row < kKeys; ++row) {
-    float* column = to + row / kTileColumns * width * kTileColumns + row % kTileColumns;
-    if (row >= count) {
-      for (int64_t d = 0; d < width; ++d) column[d * kTileColumns] = 0;
-      continue;
-    }
-    const T* source = from.row(b, h, begin + row);
-    for (int64_t d = 0; d < width; ++d) column[d * kTileColumns] = static_cast<float>(to_float(source[d]));
+// Rows of a head, padded with zeros. They lie far apart, so that the memory has to be asked for those to come.
+template <class T>
+void to_floats(const Heads<const T>& from, int64_t b, int64_t h, int64_t begin, int64_t count, int64_t n, float* to, int64_t padded, float scale = 1) {
+  for (int64_t r = 0; r < count; ++r) {
+    fetch_row(from.row(b, h, begin + std::min(r + kAhead, count - 1)), n);
+    to_floats(from.row(b, h, begin + r), to + r * padded, n, padded, scale);
   }
 }
 
-template <class T> void pack(const Call& call, const Rules& rules, const Heads<const T>& k, const Heads<const T>& v, const Packed& packed) {
-  call.parallel(rules.batches * rules.key_heads * packed.blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t block = i % packed.blocks, head = i / packed.blocks, b = head / rules.key_heads, h = head % rules.key_heads;
-      const int64_t start = block * kKeys, count = std::min(kKeys, rules.keys - start);
-      pack_transposed(k, b, h, start, count, rules.width, packed.key_block(head, block));
-      float* to = packed.value_block(head, block);
-      for (int64_t row = 0; row < kKeys; ++row) {
-        if (row < count) to_floats(v.row(b, h, start + row), to + row * packed.padded, rules.value_width, packed.padded);
-        else std::fill(to + row * packed.padded, to + (row + 1) * packed.padded, 0.0f);
-      }
-    }
-  });
+template <class T> void to_row(const float* from, T* to, int64_t n, float scale) {
+  each_vector(n, [&](int64_t i, auto whole, int64_t count) { store_at(to + i, load_at(from + i, whole, count) * scale, whole, count); });
 }
 
-// How much of a block of keys, from key `start` on, the queries [begin, end) may see: so many keys from its first on, and
-// whether every query sees all of them, so that no score has to be looked at.
-struct Part { int64_t keys; bool open; };
-inline Part part_seen(const Rules& rules, int64_t b, int64_t begin, int64_t end, int64_t start) {
-  const int64_t keys = std::clamp(round_up(rules.last(b, end - 1) - start, kTileColumns), kTileColumns, kKeys);
-  const bool limited = rules.cap > 0 || rules.mask || rules.first(b, end - 1) > start || rules.last(b, begin) < start + keys;
-  return {keys, !limited};
+// Rows of a head from padded ones, times scale(row).
+template <class T, class Scale>
+void to_rows(const float* from, int64_t padded, const Heads<T>& to, int64_t b, int64_t h, int64_t begin, int64_t count, int64_t n, const Scale& scale) {
+  for (int64_t r = 0; r < count; ++r) to_row(from + r * padded, to.row(b, h, begin + r), n, scale(r));
+}
+
+// rows[count][width] as panels of kTileColumns columns: the transpose, packed for products. Missing rows are zero.
+template <class T> void pack_transposed(const Heads<const T>& from, int64_t b, int64_t h, int64_t begin, int64_t count, int64_t width, float* to) {
+  for (int64_t row = 0; row < kKeys; row += kLanes) {
+    for (int64_t next = row + kAhead; next < std::min(count, row + kAhead + kLanes); ++next) fetch_row(from.row(b, h, begin + next), width);
+    pack_vector(from.row(b, h, begin + row), from.step, count - row, width, to + row / kTileColumns * width * kTileColumns + row % kTileColumns);
+  }
+}
+
+// What some queries may see of a block of keys: its keys [first, last), and whether every query sees all of these and
+// they are whole vectors, so that no score has to be looked at.
+struct Part { int64_t first, last; bool open; };
+
+// The parts of a block of keys, from key `start` on, that `rows` queries from `begin` on may see, kTileRows of them at a time.
+struct Parts {
+  Part of[kQueries / kTileRows];
+
+  Parts(const Rules& rules, int64_t b, int64_t begin, int64_t rows, int64_t start) {
+    for (int64_t r = 0; r < rows; r += kTileRows) {
+      const int64_t from = begin + r, to = begin + std::min<int64_t>(rows, r + kTileRows) - 1;
+      const int64_t first = std::clamp<int64_t>(rules.first(b, from) - start, 0, kKeys);
+      const int64_t last = std::clamp<int64_t>(rules.last(b, to) - start, first, kKeys);
+      const bool alike = rules.first(b, to) <= start + first && rules.last(b, from) >= start + last;
+      const bool whole = first % kLanes == 0 && last % kLanes == 0;
+      of[r / kTileRows] = {first, last, alike && whole && !rules.mask && rules.cap == 0};
+    }
+  }
+};
+
+// scores[rows][kKeys] = left keysᵀ, where they are seen: tiles that no query may see are left as they are.
+inline void score(const Parts& parts, int64_t rows, int64_t depth, const float* left, int64_t step, const float* keys, float* scores) {
+  for (int64_t j = 0; j < kKeys; j += kTileColumns)
+    for (int64_t r = 0; r < rows; r += kTileRows) {
+      const Part& part = parts.of[r / kTileRows];
+      if (part.first < j + kTileColumns && j < part.last)
+        tile_rows<false>(std::min<int64_t>(kTileRows, rows - r), depth, left + r * step, step, 1, keys + j * depth, kTileColumns,
+                         scores + r * kKeys + j, kKeys);
+    }
 }
 
 // Scores of one query row against `keys` keys, with cap, masks and limits applied; forbidden ones are -infinity.
@@ -128,6 +137,21 @@ inline void limit_scores(const Rules& rules, int64_t b, int64_t h, int64_t q, in
   }
   std::fill(scores, scores + first, -kInfinity);
   std::fill(scores + std::max(first, last), scores + keys, -kInfinity);
+}
+
+// The scores of a row become weights exp(s - shift); returns their sums, lane by lane.
+inline Floats weights_of(float* scores, int64_t keys, float shift) {
+  Floats mass = splat(0);
+  const auto some = [&](int64_t j, auto& weights) {
+    constexpr int kCount = sizeof weights / sizeof(Floats);
+    for (int i = 0; i < kCount; ++i) weights[i] = load(scores + j + i * kLanes) - shift;
+    exp_falling(weights);
+    for (int i = 0; i < kCount; ++i) store(scores + j + i * kLanes, weights[i]), mass += weights[i];
+  };
+  int64_t j = 0;
+  for (Floats four[4]; j + 4 * kLanes <= keys; j += 4 * kLanes) some(j, four);
+  for (Floats one[1]; j < keys; j += kLanes) some(j, one);
+  return mass;
 }
 
 // Scores of one row for `keys` keys become weights exp(s - maximum); returns their sums, lane by lane, and updates the maximum.
@@ -152,49 +176,6 @@ struct Range { int64_t begin, end; };
 inline Range blocks_seen(const Rules& rules, int64_t b, int64_t begin, int64_t end) {
   const int64_t first = rules.first(b, begin), last = rules.last(b, end - 1);
   return {first / kKeys, last > first ? round_up(last, kKeys) / kKeys : first / kKeys};
-}
-
-// out = softmax(scale q kᵀ + masks) v, and log-sum-exp per row when `lse` is given ([batches][queries][heads]).
-template <class T>
-void attend(const Call& call, const Rules& rules, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> out, float* lse) {
-  const Packed packed(rules.batches * rules.key_heads, rules);
-  pack(call, rules, k, v, packed);
-  const int64_t blocks = round_up(rules.queries, kQueries) / kQueries;
-  call.parallel(rules.batches * rules.heads * blocks, 1, [&](int64_t begin, int64_t end) {
-    thread_local std::vector<float> scratch;
-    scratch.resize(kQueries * (rules.width + kKeys + packed.padded));
-    float* query = scratch.data();
-    float* scores = query + kQueries * rules.width;
-    float* total = scores + kQueries * kKeys;
-    float top[kQueries];
-    Floats masses[kQueries];
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t h = i / blocks % rules.heads, b = i / blocks / rules.heads, start = i % blocks * kQueries;
-      const int64_t rows = std::min(kQueries, rules.queries - start), head = b * rules.key_heads + h / rules.group();
-      for (int64_t r = 0; r < rows; ++r) to_floats(q.row(b, h, start + r), query + r * rules.width, rules.width, rules.width, rules.scale);
-      std::fill(top, top + rows, -kInfinity), std::fill(masses, masses + rows, splat(0));
-      std::fill(total, total + rows * packed.padded, 0.0f);
-      const Range seen = blocks_seen(rules, b, start, start + rows);
-      for (int64_t block = seen.begin; block < seen.end; ++block) {
-        const Part part = part_seen(rules, b, start, start + rows, block * kKeys);
-        product<false>(rows, part.keys, rules.width, query, rules.width, 1, packed.key_block(head, block), rules.width * kTileColumns, kTileColumns, scores, kKeys);
-        for (int64_t r = 0; r < rows; ++r) {
-          float correction;
-          if (!part.open) limit_scores(rules, b, h, start + r, block * kKeys, scores + r * kKeys, part.keys);
-          const Floats added = weigh(scores + r * kKeys, part.keys, top[r], correction);
-          masses[r] = masses[r] * correction + added;
-          if (correction != 1.0f)
-            for (int64_t d = 0; d < packed.padded; d += kLanes) store(total + r * packed.padded + d, load(total + r * packed.padded + d) * correction);
-        }
-        product<true>(rows, packed.padded, part.keys, scores, kKeys, 1, packed.value_block(head, block), kTileColumns, packed.padded, total, packed.padded);
-      }
-      for (int64_t r = 0; r < rows; ++r) {
-        const float mass = sum(masses[r]), share = mass > 0 ? 1.0f / mass : 0.0f;
-        to_rows(total + r * packed.padded, out.row(b, h, start + r), rules.value_width, share);
-        if (lse) lse[rules.row(b, h, start + r)] = mass > 0 ? top[r] + std::log(mass) : -kInfinity;
-      }
-    }
-  });
 }
 
 }  // namespace m2ml

@@ -50,8 +50,14 @@ template <class T> class Backward {
       }
     for (int64_t start = 0; start < rules_.keys; start += kKeys) block(b, kh, start, s);
     for (int64_t g = 0; g < group(); ++g)
-      for (int64_t t = 0; t < rules_.queries; ++t)
-        to_rows(s.query_grads.data() + (g * rules_.queries + t) * wide_, to_.q.row(b, kh * group() + g, t), rules_.width, rules_.scale);
+      to_rows(s.query_grads.data() + g * rules_.queries * wide_, wide_, to_.q, b, kh * group() + g, 0, rules_.queries, rules_.width,
+              [&](int64_t) { return rules_.scale; });
+  }
+
+  // What is taken from the scores of a query that its weights are their exponentials; its log-sum-exp where it reads a key.
+  float shift(int64_t b, int64_t h, int64_t t) const {
+    const float lse = lse_[rules_.row(b, h, t)];
+    return lse == -kInfinity ? 0.0f : lse;
   }
 
   float dot(int64_t b, int64_t h, int64_t t) const {
@@ -80,71 +86,87 @@ template <class T> class Backward {
   void block(int64_t b, int64_t kh, int64_t start, Scratch& s) {
     const int64_t count = std::min(kKeys, rules_.keys - start);
     pack_block(b, kh, start, s);
-    for (int64_t r = 0; r < kKeys; ++r) {
-      if (r < count) to_floats(k_.row(b, kh, start + r), s.keys.data() + r * wide_, rules_.width, wide_);
-      else std::fill_n(s.keys.data() + r * wide_, wide_, 0.0f);
-    }
+    to_floats(k_, b, kh, start, count, rules_.width, s.keys.data(), wide_);
     s.key_grads.assign(kKeys * wide_, 0.0f), s.value_grads.assign(kKeys * value_wide_, 0.0f);
     each_pair(b, start, [&](int64_t g, int64_t t, int64_t rows) { add_gradients(b, kh, g, t, rows, start, s); });
-    for (int64_t r = 0; r < count; ++r) {
-      to_rows(s.key_grads.data() + r * wide_, to_.k.row(b, kh, start + r), rules_.width, 1.0f);
-      to_rows(s.value_grads.data() + r * value_wide_, to_.v.row(b, kh, start + r), rules_.value_width, 1.0f);
-    }
+    const auto whole = [](int64_t) { return 1.0f; };
+    to_rows(s.key_grads.data(), wide_, to_.k, b, kh, start, count, rules_.width, whole);
+    to_rows(s.value_grads.data(), value_wide_, to_.v, b, kh, start, count, rules_.value_width, whole);
   }
 
-  // S and dP of a block of queries of one head against the first `keys` of the block of keys.
-  void scores(int64_t b, int64_t h, int64_t t, int64_t rows, int64_t keys, Scratch& s) const {
-    for (int64_t r = 0; r < rows; ++r) {
-      to_floats(q_.row(b, h, t + r), s.query.data() + r * wide_, rules_.width, wide_, rules_.scale);
-      to_floats(grad_.row(b, h, t + r), s.grads.data() + r * value_wide_, rules_.value_width, value_wide_);
-    }
-    product<false>(rows, keys, rules_.width, s.query.data(), wide_, 1, s.keys_packed.data(), rules_.width * kTileColumns, kTileColumns, s.weights.data(), kKeys);
-    product<false>(rows, keys, rules_.value_width, s.grads.data(), value_wide_, 1, s.values_packed.data(), rules_.value_width * kTileColumns, kTileColumns, s.slopes.data(), kKeys);
+  // S and dP of a block of queries of one head against a block of keys, where they are seen.
+  void scores(int64_t b, int64_t h, int64_t t, int64_t rows, const Parts& parts, Scratch& s) const {
+    to_floats(q_, b, h, t, rows, rules_.width, s.query.data(), wide_, rules_.scale);
+    to_floats(grad_, b, h, t, rows, rules_.value_width, s.grads.data(), value_wide_);
+    score(parts, rows, rules_.width, s.query.data(), wide_, s.keys_packed.data(), s.weights.data());
+    score(parts, rows, rules_.value_width, s.grads.data(), value_wide_, s.values_packed.data(), s.slopes.data());
   }
 
   void add_deltas(int64_t b, int64_t kh, int64_t g, int64_t t, int64_t rows, int64_t start, Scratch& s) const {
     const int64_t h = kh * group() + g;
-    const Part part = part_seen(rules_, b, t, t + rows, start);
-    scores(b, h, t, rows, part.keys, s);
+    const Parts parts(rules_, b, t, rows, start);
+    scores(b, h, t, rows, parts, s);
     for (int64_t r = 0; r < rows; ++r) {
-      float* weights = s.weights.data() + r * kKeys;
-      if (!part.open) limit_scores(rules_, b, h, t + r, start, weights, part.keys);
-      const float lse = lse_[rules_.row(b, h, t + r)];
+      const Part& part = parts.of[r / kTileRows];
+      const int64_t from = part.first / kLanes * kLanes, count = round_up(part.last, kLanes) - from;
+      float* weights = s.weights.data() + r * kKeys + from;
+      if (!part.open) limit_scores(rules_, b, h, t + r, start + from, weights, count);
+      weights_of(weights, count, shift(b, h, t + r));
       Floats total = splat(0);
-      for (int64_t j = 0; j < part.keys; j += kLanes) total += exp(load(weights + j) - (lse == -kInfinity ? 0.0f : lse)) * load(s.slopes.data() + r * kKeys + j);
+      for (int64_t j = 0; j < count; j += kLanes) total += load(weights + j) * load(s.slopes.data() + r * kKeys + from + j);
       s.delta[g * rules_.queries + t + r] += sum(total);
     }
   }
 
   void add_gradients(int64_t b, int64_t kh, int64_t g, int64_t t, int64_t rows, int64_t start, Scratch& s) const {
     const int64_t h = kh * group() + g;
-    const Part part = part_seen(rules_, b, t, t + rows, start);
-    scores(b, h, t, rows, part.keys, s);
+    const Parts parts(rules_, b, t, rows, start);
+    scores(b, h, t, rows, parts, s);
     float *weights = s.weights.data(), *slopes = s.slopes.data();
-    for (int64_t r = 0; r < rows; ++r) slope_row(b, h, g, t + r, start, part, weights + r * kKeys, slopes + r * kKeys, s);
-    product<true>(part.keys, value_wide_, rows, weights, 1, kKeys, s.grads.data(), kTileColumns, value_wide_, s.value_grads.data(), value_wide_);
-    product<true>(part.keys, wide_, rows, slopes, 1, kKeys, s.query.data(), kTileColumns, wide_, s.key_grads.data(), wide_);
+    for (int64_t r = 0; r < rows; ++r) slope_row(b, h, g, t + r, start, parts.of[r / kTileRows], weights + r * kKeys, slopes + r * kKeys, s);
+    // Keys [key, key + count) are seen by the tiles of rows [first, last): with causal limits or windows these move with the keys.
+    for (int64_t key = 0; key < kKeys; key += kTileRows) {
+      const int64_t count = std::min<int64_t>(kTileRows, kKeys - key);
+      int64_t first = 0, last = (rows + kTileRows - 1) / kTileRows;
+      const auto unseen = [&](int64_t tile) { return parts.of[tile].last <= key || parts.of[tile].first >= key + count; };
+      while (first < last && unseen(first)) ++first;
+      while (first < last && unseen(last - 1)) --last;
+      first *= kTileRows, last = std::min(rows, last * kTileRows);
+      if (first >= last) continue;
+      add_tiles(count, last - first, weights + first * kKeys + key, s.grads.data() + first * value_wide_, value_wide_, s.value_grads.data() + key * value_wide_);
+      add_tiles(count, last - first, slopes + first * kKeys + key, s.query.data() + first * wide_, wide_, s.key_grads.data() + key * wide_);
+    }
     float* query_grads = s.query_grads.data() + (g * rules_.queries + t) * wide_;
-    product<true>(rows, wide_, part.keys, slopes, kKeys, 1, s.keys.data(), kTileColumns, wide_, query_grads, wide_);
+    for (int64_t d = 0; d < wide_; d += kTileColumns)
+      for (int64_t r = 0; r < rows; r += kTileRows) {
+        const Part& part = parts.of[r / kTileRows];
+        tile_rows<true>(std::min<int64_t>(kTileRows, rows - r), part.last - part.first, slopes + r * kKeys + part.first, kKeys, 1,
+                        s.keys.data() + part.first * wide_ + d, wide_, query_grads + r * wide_ + d, wide_);
+      }
   }
 
-  // Scores of one row become weights, and the gradients of the weights those of the scores.
-  void slope_row(int64_t b, int64_t h, int64_t g, int64_t q, int64_t start, Part part, float* weights, float* slopes, const Scratch& s) const {
-    const float delta = s.delta[g * rules_.queries + q], lse = lse_[rules_.row(b, h, q)];
+  // to[count][wide] += left[rows][kKeys]ᵀ right[rows][wide].
+  static void add_tiles(int64_t count, int64_t rows, const float* left, const float* right, int64_t wide, float* to) {
+    for (int64_t d = 0; d < wide; d += kTileColumns) tile_rows<true>(count, rows, left, 1, kKeys, right + d, wide, to + d, wide);
+  }
+
+  // Scores of one row become weights, and the gradients of the weights those of the scores; 0 where the tile sees nothing.
+  void slope_row(int64_t b, int64_t h, int64_t g, int64_t q, int64_t start, const Part& part, float* weights, float* slopes, const Scratch& s) const {
+    const float delta = s.delta[g * rules_.queries + q];
+    const int64_t from = part.first / kLanes * kLanes, to = round_up(part.last, kLanes);
     float flat[kKeys];  // what the cap lets through of the slope
     if (rules_.cap > 0)
-      for (int64_t j = 0; j < part.keys; j += kLanes) {
+      for (int64_t j = from; j < to; j += kLanes) {
         const Floats level = tanh(load(weights + j) / rules_.cap);
         store(flat + j, 1.0f - level * level);
       }
-    if (!part.open) limit_scores(rules_, b, h, q, start, weights, part.keys);
-    const Floats shift = splat(lse == -kInfinity ? 0.0f : lse);
-    for (int64_t j = 0; j < part.keys; j += kLanes) {
-      const Floats weight = exp(load(weights + j) - shift);
-      Floats slope = weight * (load(slopes + j) - delta);
-      if (rules_.cap > 0) slope *= load(flat + j);
-      store(weights + j, weight), store(slopes + j, slope);
+    if (!part.open) limit_scores(rules_, b, h, q, start + from, weights + from, to - from);
+    weights_of(weights + from, to - from, shift(b, h, q));
+    for (int64_t j = from; j < to; j += kLanes) {
+      const Floats slope = load(weights + j) * (load(slopes + j) - delta);
+      store(slopes + j, rules_.cap > 0 ? slope * load(flat + j) : slope);
     }
+    for (float* row : {weights, slopes}) std::fill(row, row + from, 0.0f), std::fill(row + to, row + kKeys, 0.0f);
   }
 
   const Rules& rules_;

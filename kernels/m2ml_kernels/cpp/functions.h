@@ -15,6 +15,8 @@ inline Floats where(Ints condition, Floats yes, Floats no) { return condition ? 
 inline Floats maximum(Floats a, Floats b) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+  return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
 #else
   return a > b ? a : b;
 #endif
@@ -22,6 +24,8 @@ inline Floats maximum(Floats a, Floats b) {
 inline Floats minimum(Floats a, Floats b) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+  return (Floats)_mm256_min_ps((__m256)a, (__m256)b);
 #else
   return a < b ? a : b;
 #endif
@@ -72,6 +76,23 @@ inline Floats exp(Floats x) {
   p = p * r + 4.999999404e-1f;
   p = p * r + 1.0f;
   return scaled(p * r + 1.0f, whole);
+}
+
+// exp(x) of what is not above 0 but by its rounding, as the logarithms of weights are: 0 below -87.7. NaN stays NaN.
+// Each step is taken for all vectors in turn, so that they need not wait for their own results.
+template <int kCount> inline void exp_falling(Floats (&x)[kCount]) {
+  const Floats magic = splat(12583039.0f);  // 1.5 * 2^23 + 127: adding it rounds, and leaves the exponent's bits of 2^whole
+  const auto each = [](auto step) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) step(i);
+  };
+  Floats power[kCount], p[kCount];
+  each([&](int i) { x[i] = maximum(splat(-88), x[i]); });
+  each([&](int i) { power[i] = x[i] * 1.44269504088896341f + magic; });
+  each([&](int i) { x[i] = x[i] - (power[i] - magic) * 0.69314718f; });
+  each([&](int i) { p[i] = x[i] * 8.312501013e-3f + 4.189033061e-2f; });
+  for (const float next : {1.666711569e-1f, 4.999923110e-1f, 1.0f, 1.0f}) each([&](int i) { p[i] = p[i] * x[i] + next; });
+  each([&](int i) { x[i] = p[i] * (Floats)((Words)power[i] << 23); });
 }
 
 inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp(-x)); }

@@ -1,7 +1,6 @@
 // Small matrix products in float32 registers: the inner loops of attention and of products with quantised weights.
 //
-// product<kRows>: C[kRows, kColumns] (+)= A[kRows, depth] B[depth, kColumns], where B is packed: row after row of
-// kColumns floats. A tile of C stays in registers while the depth is walked.
+// C[rows, kTileColumns] (+)= A[rows, depth] B[depth, kTileColumns]: a tile of C stays in registers while the depth is walked.
 #pragma once
 
 #include "vector.h"
@@ -17,14 +16,17 @@ constexpr int kTileRows = 6, kTileVectors = 2;
 #endif
 constexpr int64_t kTileColumns = kTileVectors * kLanes;
 
-// One tile. a: element (i, k) at a[i * row + k * step]; b: packed; c: element (i, j) at c[i * ldc + j].
+// One tile. a: element (i, k) at a[i * row + k * step]; b: row k at b + k * ldb; c: element (i, j) at c[i * ldc + j].
 template <int kRows, bool kAdd>
 inline void tile(int64_t depth, const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, float* c, int64_t ldc) {
   Floats total[kRows][kTileVectors];
+#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
     for (int j = 0; j < kTileVectors; ++j) total[i][j] = kAdd ? load(c + i * ldc + j * kLanes) : splat(0);
   for (int64_t k = 0; k < depth; ++k) {
     Floats right[kTileVectors];
+#pragma GCC unroll 4
     for (int j = 0; j < kTileVectors; ++j) right[j] = load(b + k * ldb + j * kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
@@ -33,7 +35,9 @@ inline void tile(int64_t depth, const float* a, int64_t row, int64_t step, const
       for (int j = 0; j < kTileVectors; ++j) total[i][j] += left * right[j];
     }
   }
+#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
     for (int j = 0; j < kTileVectors; ++j) store(c + i * ldc + j * kLanes, total[i][j]);
 }
 
@@ -49,17 +53,6 @@ inline void tile_rows(int64_t rows, int64_t depth, const float* a, int64_t row, 
 #endif
 #undef M2ML_ROWS
   }
-}
-
-// C[rows, columns] (+)= A B. `columns` is a multiple of kTileColumns; B's tile t lies at b + t * panel, its rows
-// `ldb` apart (packed: panel = depth * kTileColumns and ldb = kTileColumns; a plain row-major B: panel = kTileColumns).
-template <bool kAdd>
-inline void product(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t row, int64_t step, const float* b,
-                    int64_t panel, int64_t ldb, float* c, int64_t ldc) {
-  for (int64_t j = 0; j < columns; j += kTileColumns)
-    for (int64_t i = 0; i < rows; i += kTileRows)
-      tile_rows<kAdd>(std::min<int64_t>(kTileRows, rows - i), depth, a + i * row, row, step, b + j / kTileColumns * panel, ldb,
-                      c + i * ldc + j, ldc);
 }
 
 }  // namespace m2ml

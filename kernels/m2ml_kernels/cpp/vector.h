@@ -33,7 +33,7 @@ typedef _Float16 Halves __attribute__((vector_size(2 * kLanes)));
 struct bfloat16 { uint16_t bits; };
 using float16 = _Float16;
 
-inline Floats splat(float x) { return Floats{} + x; }
+inline Floats splat(float x) { return x - Floats{}; }  // of 0 + x, which is not x where x is -0, an addition would stay
 
 // A vector as it is stored, and back.
 inline Floats narrow(float, Floats x) { return x; }
