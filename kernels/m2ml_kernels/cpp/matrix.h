@@ -1,4 +1,4 @@
-// Small matrix products in float32 registers: the inner loops of attention and of products with quantised weights.
+// Small matrix products in float32 registers: the inner loops of attention and of dense layers.
 //
 // C[rows, kTileColumns] (+)= A[rows, depth] B[depth, kTileColumns]: a tile of C stays in registers while the depth is walked.
 #pragma once
