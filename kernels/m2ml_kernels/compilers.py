@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,13 +70,14 @@ def _find(chosen: str, path: str) -> Compiler:
 
 
 def _ask(command: tuple[str, ...]) -> Compiler | None:
-    try:
-        said = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    kind: Literal["clang", "gcc", "zig"] = "clang" if "clang" in said else "gcc"
-    if any(Path(part).name in ("zig", "ziglang") for part in command):
-        kind = "zig"
+    zig = any(Path(part).name in ("zig", "ziglang") for part in command)
+    with tempfile.TemporaryDirectory() as folder:  # zig leaves an empty a.o where it is asked
+        place, asked = folder if zig else None, [*command, "--version"]
+        try:
+            said = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True, cwd=place).stdout
+        except (OSError, subprocess.SubprocessError):
+            return None
+    kind: Literal["clang", "gcc", "zig"] = "zig" if zig else "clang" if "clang" in said else "gcc"
     return Compiler(command, said.strip(), kind)
 
 
