@@ -5,31 +5,21 @@
 
 namespace m2ml {
 
-// The first half of a and of b, or the second, in turn.
-inline Floats first_in_turn(Floats a, Floats b) {
-#if defined(__AVX512F__)
-  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-#else
-  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-#endif
-}
-inline Floats second_in_turn(Floats a, Floats b) {
-#if defined(__AVX512F__)
-  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-#else
-  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-#endif
+// The first halves of a and of b in turn, or the second.
+template <int kHalf, int... kLane> Floats in_turn(Floats a, Floats b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, (kHalf * kLanes / 2 + kLane / 2 + kLane % 2 * kLanes)...);
 }
 
 // The transpose of a square of kLanes rows: each round moves one bit of an element's row into its column.
 inline void transpose(Floats (&rows)[kLanes]) {
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
 #pragma GCC unroll 4
   for (int round = 1; round < kLanes; round *= 2) {
     Floats next[kLanes];
 #pragma GCC unroll 8
     for (int i = 0; i < kLanes / 2; ++i) {
-      next[2 * i] = first_in_turn(rows[i], rows[i + kLanes / 2]);
-      next[2 * i + 1] = second_in_turn(rows[i], rows[i + kLanes / 2]);
+      next[2 * i] = in_turn<0>(rows[i], rows[i + kLanes / 2], lanes);
+      next[2 * i + 1] = in_turn<1>(rows[i], rows[i + kLanes / 2], lanes);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
