@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from m2ml.errors import in_one_line
 from m2ml.models.checkpoints.gguf_header import Texts
 from m2ml.models.settings import CheckpointError
 from m2ml.models.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ def from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer | None:
     except CheckpointError:
         raise
     except Exception as error:  # the Rust library raises Exception itself
-        said = " ".join(str(error).split())
+        said = in_one_line(error)
         raise CheckpointError(f"{where} holds a tokenizer that does not work: {said[:160]}") from error
     return _complete(metadata, rust, words, kind)
 

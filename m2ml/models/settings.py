@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from m2ml.errors import M2mlError
+from m2ml.errors import M2mlError, in_one_line
 
 _MISSING = object()
 
@@ -72,7 +72,7 @@ class Settings:
 
     def broken(self, kind: str, error: Exception) -> CheckpointError:
         """What to raise where the configuration makes no model, because of ``error``."""
-        return CheckpointError(f"{self.source} describes no {kind[:60]} model: {' '.join(str(error).split())[:300]}")
+        return CheckpointError(f"{self.source} describes no {kind[:60]} model: {in_one_line(error)[:300]}")
 
     def _needed(self, name: str, default: Any) -> Any:
         value = self.get(name, default)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m2ml.errors import in_one_line
 from m2ml.models.settings import CheckpointError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Tokenizer:
         try:
             ids: list[int] = self.rust.encode(text, add_special_tokens=begin).ids
         except Exception as error:  # the Rust library raises Exception itself
-            said = " ".join(str(error).split())
+            said = in_one_line(error)
             raise CheckpointError(f"the tokenizer does not take {text[:40]!r}: {said[:160]}") from error
         if begin and self.begin is not None and ids[:1] != [self.begin]:
             return [self.begin, *ids]
@@ -84,7 +85,7 @@ def from_folder(folder: Path, settings: Mapping[str, Any]) -> Tokenizer | None:
     try:
         rust = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises Exception itself
-        said = " ".join(str(error).split())
+        said = in_one_line(error)
         raise CheckpointError(f"{path} is no tokenizer that m2ml reads: {said[:160]}") from error
     rust.no_padding()
     rust.no_truncation()

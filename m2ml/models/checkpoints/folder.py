@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from m2ml.errors import in_one_line
 from m2ml.models.checkpoints.checkpoint import PICKLES
 from m2ml.models.checkpoints.mapped import MappedFile
 from m2ml.models.settings import CheckpointError, Settings, check_name
@@ -148,7 +149,7 @@ def checked_header(path: Path) -> dict[str, Any]:
             size = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(size))
     except (SafetensorError, OSError, ValueError) as error:
-        said = " ".join(str(error).split())
+        said = in_one_line(error)
         raise CheckpointError(f"{path} is not a whole safetensors file: {said[:200]}") from error
     header.pop("__metadata__", None)
     for name in header:
