@@ -180,6 +180,8 @@ def _check_quantized(value: Quantized, where: str) -> None:
         check_quantized("its quantised form", value)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{where} does not fit together: {error}") from error
+    if value.mode == "mxfp4" and np.any(value.scales == 255):
+        raise CheckpointError(f"{where} has a scale of 255, which is no number; its weights must be finite")
 
 
 def _check_finite(array: Any, where: str) -> None:

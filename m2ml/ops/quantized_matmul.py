@@ -42,6 +42,8 @@ def samples() -> Iterator[Sample]:
         size = GROUP_SIZES[bits % 3]
         yield Sample(f"{bits} bits of {size}", (normal((2, 128), bits), random_quantized((3, 128), bits, size)))
     yield Sample("mxfp4", (normal((2, 64), 1), random_quantized((5, 64), 4, 32, "mxfp4")))
+    yield Sample("mxfp4, one row, 9 groups", (normal((1, 288), 11), random_quantized((7, 288), 4, 32, "mxfp4")))
+    yield Sample("mxfp4, 11 rows", (normal((11, 32), 12), random_quantized((50, 32), 4, 32, "mxfp4")))
     yield Sample("one row", (normal((64,), 2), random_quantized((7, 64))))
     yield Sample("one output", (normal((3, 32), 3), random_quantized((1, 32), 8, 32)))
     yield Sample("two leading axes", (normal((2, 3, 32), 4), random_quantized((2, 32), 5, 32)))

@@ -177,6 +177,19 @@ def test_a_quantised_folder_lacks_nothing(tmp_path: Path) -> None:
             load_params(checkpoint, config_of(checkpoint), backend="reference")
 
 
+def test_scales_of_mxfp4_are_finite(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    converted(wide("qwen3", tmp_path / "model"), tmp_path / "packed", quantise=Format(4, 32, "mxfp4"))
+    path, stem = tmp_path / "packed" / "model.safetensors", "model.layers.0.mlp.up_proj"
+    tensors = load_file(path)
+    tensors[f"{stem}.scales"][1, 0] = 255
+    save_file(tensors, path)
+    checkpoint = open_checkpoint(tmp_path / "packed")
+    with pytest.raises(CheckpointError, match=f"tensor {stem}.weight of .* has a scale of 255, which is no number"):
+        load_params(checkpoint, config_of(checkpoint), backend="reference")
+
+
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     folder = tiny_checkpoints.write(tmp_path / "model", tiny_checkpoints.golden()["qwen3"])
     with pytest.raises(CheckpointError, match="exists; give a folder that does not"):

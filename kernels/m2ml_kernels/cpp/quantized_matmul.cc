@@ -1,4 +1,5 @@
-// y = x wᵀ with w = scale * code + bias in groups, codes of 2 to 8 bits, a stream of bits in 32-bit words, lowest first.
+// y = x wᵀ with w = scale * code + bias in groups, or scale * number of mxfp4; codes of 2 to 8 bits, a stream of bits in
+// 32-bit words, lowest first.
 //
 // Few rows: y = sum over groups of scale (codes · x) + bias (sum of x). Where codes do not cross words (2, 4 and 8 bits) x
 // is held as whole numbers (word_by_word.h), and several rows of the weight meet each. Otherwise (3, 5 and 6 bits) a
@@ -123,14 +124,16 @@ __attribute__((noinline)) void product_of_panel(int64_t rows, int64_t depth, con
 }
 
 // Elements [begin, begin + depth) of `count` rows of the weight, each row a lane; the lanes of other vectors are between.
-template <int kBits, class S>
+template <class Codes, class S>
 void decode(const Format& f, const uint32_t* words, const S* scales, const S* biases, int64_t count, int64_t begin, int64_t depth, float* to) {
+  constexpr int kBits = Codes::kBits;
   uint32_t unit[kBits][kLanes] = {};
   float scale[kLanes] = {}, bias[kLanes] = {};
   for (int64_t k = begin; k < begin + depth; k += 32) {
     for (int64_t o = 0; o < count; ++o) {
       for (int i = 0; i < kBits; ++i) unit[i][o] = words[o * f.words + k / 32 * kBits + i];
-      scale[o] = to_float(scales[o * f.groups + k / f.group]), bias[o] = to_float(biases[o * f.groups + k / f.group]);
+      scale[o] = to_float(scales[o * f.groups + k / f.group]);
+      if constexpr (kBiased<S>) bias[o] = to_float(biases[o * f.groups + k / f.group]);
     }
     const Floats by = load(scale), from = load(bias);
 #pragma GCC unroll 32
@@ -140,12 +143,12 @@ void decode(const Format& f, const uint32_t* words, const S* scales, const S* bi
       std::memcpy(&code, unit[word], sizeof code);
       code >>= shift;
       if (shift + kBits > 32) std::memcpy(&next, unit[word + 1], sizeof next), code |= next << (32 - shift);
-      store(to, by * __builtin_convertvector((Ints)(code & ((1u << kBits) - 1)), Floats) + from);
+      store(to, by * Codes::values(code & ((1u << kBits) - 1)) + from);
     }
   }
 }
 
-template <int kBits, class S>
+template <class Codes, class S>
 void many_rows(const Call& call, const Format& f, int64_t rows, const float* x, const uint32_t* words, const S* scales, const S* biases, float* y) {
   Team::parallel(call, (f.outputs + kPanel - 1) / kPanel, 1, [&](int64_t first, int64_t last) {
     thread_local std::vector<float> panel;
@@ -155,7 +158,7 @@ void many_rows(const Call& call, const Format& f, int64_t rows, const float* x, 
         const int64_t depth = std::min(kDepth, f.inputs - k), columns = std::min(kPanel, f.outputs - start);
         for (int64_t o = start; o < start + kPanel; o += kLanes) {
           const int64_t count = std::clamp<int64_t>(f.outputs - o, 0, kLanes);
-          decode<kBits, S>(f, words + o * f.words, scales + o * f.groups, biases + o * f.groups, count, k, depth, panel.data() + o - start);
+          decode<Codes, S>(f, words + o * f.words, scales + o * f.groups, biases + o * f.groups, count, k, depth, panel.data() + o - start);
         }
         product_of_panel(rows, depth, x + k, f.inputs, panel.data(), columns, k > 0, y + start, f.outputs);
       }
@@ -167,7 +170,10 @@ template <class Seen, int kSpan, int kRows, int kOutputs, class S>
 void outputs(const Seen& seen, const Format& f, int64_t rows, const Row<S>& weight, int64_t o, float* y, int64_t y_row) {
   Floats total[kOutputs][kRows];
   const Row<S> row{weight.words + o * f.words, weight.scales + o * f.groups, weight.biases + o * f.groups, weight.last, weight.ahead};
-  for (int64_t i = row.ahead * f.groups, end = i + kOutputs * f.groups; i < end; i += 64 / sizeof(S)) fetch(row.scales + i), fetch(row.biases + i);
+  for (int64_t i = row.ahead * f.groups, end = i + kOutputs * f.groups; i < end; i += 64 / sizeof(S)) {
+    fetch(row.scales + i);
+    if constexpr (kBiased<S>) fetch(row.biases + i);
+  }
   seen.template multiply<kSpan, kOutputs>(f, row, total);
   if constexpr (kRows == 1 && kOutputs == 4) {
     const Floats each[] = {total[0][0], total[1][0], total[2][0], total[3][0]};
@@ -200,31 +206,31 @@ bool few_rows(const Call& call, const Format& f, int64_t rows, const float* x, c
   return true;
 }
 
-template <int kBits, int kSpan, class S>
+template <class Codes, int kSpan, class S>
 void few_rows(const Call& call, const Format& f, int64_t rows, const float* x, Row<S> weight, float* y) {
   const auto run = [&](auto most, int64_t first) {
     constexpr int kRows = decltype(most)::value;
-    using Seen = std::conditional_t<32 % kBits == 0, WordByWord<kBits, kRows>, UnitByUnit<kBits, kRows>>;
+    using Seen = std::conditional_t<32 % Codes::kBits == 0, WordByWord<Codes, kRows>, UnitByUnit<Codes::kBits, kRows>>;
     const int64_t count = std::min<int64_t>(kRows, rows - first);
     const float* from = x + first * f.inputs;
     float* to = y + first * f.outputs;
     if (!few_rows<Seen, kSpan, kRows, S>(call, f, count, from, weight, to))
-      many_rows<kBits, S>(call, f, count, from, weight.words, weight.scales, weight.biases, to);
+      many_rows<Codes, S>(call, f, count, from, weight.words, weight.scales, weight.biases, to);
   };
   if (rows == 1) return run(std::integral_constant<int, 1>{}, 0);
   for (int64_t first = 0; first < rows; first += 4) run(std::integral_constant<int, 4>{}, first);
 }
 
-template <int kBits, class S>
+template <class Codes, class S>
 void multiply(const Call& call, const Format& f, int64_t rows, const float* x, const uint32_t* words, const S* scales, const S* biases, float* y) {
-  if (rows > kFew) return many_rows<kBits, S>(call, f, rows, x, words, scales, biases, y);
+  if (rows > kFew) return many_rows<Codes, S>(call, f, rows, x, words, scales, biases, y);
   const Row<S> weight{words, scales, biases, words + f.outputs * f.words - (kLanes - 1), kOneRow * std::max<int64_t>(kAhead / (kOneRow * f.words), 1)};
-  if constexpr (32 % kBits) return few_rows<kBits, kLanes, S>(call, f, rows, x, weight, y);
-  constexpr int kSmallest = kBits;  // words of a group of 32
-  switch (f.span / kSmallest) {
-    case 1: return few_rows<kBits, std::min(kSmallest, kLanes), S>(call, f, rows, x, weight, y);
-    case 2: return few_rows<kBits, std::min(2 * kSmallest, kLanes), S>(call, f, rows, x, weight, y);
-    case 4: return few_rows<kBits, std::min(4 * kSmallest, kLanes), S>(call, f, rows, x, weight, y);
+  constexpr int kSmallest = Codes::kBits;  // words of a group of 32
+  if constexpr (32 % Codes::kBits) return few_rows<Codes, kLanes, S>(call, f, rows, x, weight, y);
+  else if (f.span == kSmallest) return few_rows<Codes, std::min(kSmallest, kLanes), S>(call, f, rows, x, weight, y);
+  else if constexpr (kBiased<S>) {
+    if (f.span == 2 * kSmallest) return few_rows<Codes, std::min(2 * kSmallest, kLanes), S>(call, f, rows, x, weight, y);
+    if (f.span == 4 * kSmallest) return few_rows<Codes, std::min(4 * kSmallest, kLanes), S>(call, f, rows, x, weight, y);
   }
   throw std::invalid_argument("quantized_matmul: a group size that the kernel does not take");
 }
@@ -240,10 +246,11 @@ template <class A, class B> void convert(const Call& call, const A* from, B* to,
 
 }  // namespace m2ml
 
-// in: x[*b n], packed[m words], scales[m groups], biases[m groups]; out: y[*b m]; static: bits, group_size.
+// in: x[*b n], packed[m words], scales[m groups], biases[m groups] unless scales are of mxfp4; out: y[*b m]; static: bits,
+// group_size.
 M2ML_KERNEL(quantized_matmul) {
   using namespace m2ml;
-  const Array x = call.in(0), packed = call.in(1), scales = call.in(2), biases = call.in(3), y = call.out(0);
+  const Array x = call.in(0), packed = call.in(1), scales = call.in(2), y = call.out(0);
   const int64_t inputs = x.size(-1), group = call.integer("group_size"), bits = call.integer("bits");
   const Format f{packed.size(0), inputs, group, inputs / group, packed.size(1), group * bits / 32};
   const int64_t rows = x.rows(-1);
@@ -254,10 +261,15 @@ M2ML_KERNEL(quantized_matmul) {
     wide_x.reset(new float[rows * inputs]), wide_y.reset(new float[rows * f.outputs]);
     with_type(x.type(), [&](auto* t) { convert(call, x.data<std::remove_pointer_t<decltype(t)>>(), wide_x.get(), rows * inputs); });
   }
-  with_type(scales.type(), [&](auto* s) {
+  const float* from = half ? wide_x.get() : x.data<float>();
+  float* to = half ? wide_y.get() : y.data<float>();
+  const auto* words = packed.data<uint32_t>();
+  if (call.arguments() == 3) multiply<E2M1, E8M0>(call, f, rows, from, words, scales.data<E8M0>(), nullptr, to);
+  else with_type(scales.type(), [&](auto* s) {
     using S = std::remove_pointer_t<decltype(s)>;
-    const auto run = bits == 2 ? multiply<2, S> : bits == 3 ? multiply<3, S> : bits == 4 ? multiply<4, S> : bits == 5 ? multiply<5, S> : bits == 6 ? multiply<6, S> : multiply<8, S>;
-    run(call, f, rows, half ? wide_x.get() : x.data<float>(), packed.data<uint32_t>(), scales.data<S>(), biases.data<S>(), half ? wide_y.get() : y.data<float>());
+    const auto run = bits == 2 ? multiply<Affine<2>, S> : bits == 3 ? multiply<Affine<3>, S> : bits == 4 ? multiply<Affine<4>, S>
+                   : bits == 5 ? multiply<Affine<5>, S> : bits == 6 ? multiply<Affine<6>, S> : multiply<Affine<8>, S>;
+    run(call, f, rows, from, words, scales.data<S>(), call.in(3).data<S>(), to);
   });
   if (half) with_type(y.type(), [&](auto* t) { convert(call, wide_y.get(), y.data<std::remove_pointer_t<decltype(t)>>(), rows * f.outputs); });
 }

@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 
@@ -21,6 +21,55 @@ struct Format { int64_t outputs, inputs, group, groups, words, span; };  // span
 template <class S> struct Row { const uint32_t* words; const S *scales, *biases; const uint32_t* last; int64_t ahead; };
 
 typedef int8_t Bytes __attribute__((vector_size(4 * kLanes)));
+
+// What codes stand for. In the affine form themselves.
+template <int kCodeBits> struct Affine {
+  static constexpr int kBits = kCodeBits, kZero = 0;
+  static Bytes numbers(Bytes codes) { return codes; }
+  static Floats values(Words codes) { return __builtin_convertvector((Ints)codes, Floats); }
+};
+// In mxfp4 the numbers of E2M1; twice as large and kZero higher they are whole and have no sign.
+struct E2M1 {
+  static constexpr int kBits = 4, kZero = 12;
+  static Bytes numbers(Bytes codes) {
+    alignas(16) static constexpr int8_t kNumbers[] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+#if defined(__AVX512BW__)
+    return (Bytes)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kNumbers))), (__m512i)codes);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    return (Bytes)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kNumbers))), (__m256i)codes);
+#elif defined(__aarch64__)
+    uint8x16_t half[2];
+    std::memcpy(half, &codes, sizeof half);
+    for (auto& part : half) part = vqtbl1q_u8(vld1q_u8(reinterpret_cast<const uint8_t*>(kNumbers)), part);
+    std::memcpy(&codes, half, sizeof half);
+    return codes;
+#else
+    for (int i = 0; i < 4 * kLanes; ++i) codes[i] = kNumbers[codes[i]];
+    return codes;
+#endif
+  }
+  static Floats values(Words codes) { return 0.5f * __builtin_convertvector((Ints)numbers((Bytes)codes) & 0xff, Floats) - 0.5f * kZero; }
+};
+
+// Scales of mxfp4, powers of two: 2^(bits - 127), of which the first is subnormal and the last infinite.
+struct E8M0 { uint8_t bits; };
+template <class S> constexpr bool kBiased = true;  // whether groups have biases beside their scales
+template <> constexpr bool kBiased<E8M0> = false;
+inline Floats powers(Ints bits) {
+  return (Floats)(bits << 23 | ((bits - 1) >> 31 & 1 << 22));
+}
+inline Floats load_part(const E8M0* p, int64_t n) {
+  typedef uint8_t Bits __attribute__((vector_size(kLanes)));
+  Bits bits{};
+  std::memcpy(&bits, p, n);
+#if defined(__AVX512F__)
+  return powers((Ints)_mm512_cvtepu8_epi32((__m128i)bits));
+#else
+  return powers(__builtin_convertvector(bits, Ints));
+#endif
+}
+inline Floats load(const E8M0* p) { return load_part(p, kLanes); }
+inline float to_float(E8M0 x) { return powers(Ints{} + x.bits)[0]; }
 
 // 16 numbers of x, on every machine. Where they take several vectors GCC compares them one by one: nothing here compares.
 typedef float Chunk __attribute__((vector_size(64)));
@@ -105,11 +154,12 @@ template <class V> V held(V x) {
 
 // Rows of x as the words of a row of the weight see them. The last block of kLanes words ends with the last word; what
 // it shares with the one before is zero.
-template <int kBits, int kRows> class WordByWord {
+template <class Codes, int kRows> class WordByWord {
  public:
   WordByWord(const Format& f, const float* x, int64_t rows)
       : words_(f.words), groups_(f.groups), span_bits_(__builtin_ctzll(f.span)), blocks_((f.words + kLanes - 1) / kLanes),
-        parts_((f.groups + kLanes - 1) / kLanes), bytes_(blocks_ * kRows * kVectors), units_(blocks_ * kRows), sums_(kRows * parts_) {
+        parts_((f.groups + kLanes - 1) / kLanes), bytes_(blocks_ * kRows * kVectors), units_(blocks_ * kRows), sums_(kRows * parts_),
+        zeros_(Codes::kZero ? blocks_ * kRows : 0) {
     for (int64_t block = 0; block < blocks_; ++block)
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t word = block * kLanes; word < std::min(words_, (block + 1) * kLanes); word += kTogether)
@@ -123,7 +173,7 @@ template <int kBits, int kRows> class WordByWord {
   // The products of kOutputs rows of the weight and each row of x, spread over lanes.
   template <int kSpan, int kOutputs, class S> void multiply(const Format&, const Row<S>& weight, Floats (&given)[kOutputs][kRows]) const {
     Floats total[kOutputs][kRows] = {};
-    for (int64_t part = 0; part < parts_; ++part)
+    for (int64_t part = 0; kBiased<S> && part < parts_; ++part)
 #pragma GCC unroll 4
       for (int o = 0; o < kOutputs; ++o) {
         const Floats biases = load_up_to(weight.biases + o * groups_ + first(part, groups_), groups_);
@@ -166,6 +216,7 @@ template <int kBits, int kRows> class WordByWord {
   }
 
  private:
+  static constexpr int kBits = Codes::kBits;
   static constexpr bool kHalves = kBits == 8 && !kWholeBytes;  // x is two numbers of 12 bits, each in 16
   static constexpr int kCodes = 32 / kBits, kSlices = 8 / kBits, kPlanes = 3, kVectors = kHalves ? 4 : kPlanes * kSlices;
   static constexpr int kTogether = 16 / kCodes;  // words that are put at once
@@ -224,13 +275,15 @@ template <int kBits, int kRows> class WordByWord {
     // Of the unit, and one more where a number would be rounded to more than 0x7f7f7f.
     const ChunkInts exponent = (ChunkInts)(((ChunkWords)most + 0x10101u) >> 23), some = -most >> 31;
     unfit_ |= some & ((((255 << 23) - 1 - most) | (exponent - 32)) >> 31);
-    const Chunk power = (Chunk)((276 - exponent) << 23), unit = (Chunk)(some & ((exponent - 22) << 23));
+    const Chunk power = (Chunk)((276 - exponent) << 23), unit = (Chunk)(some & ((exponent - (Codes::kZero ? 23 : 22)) << 23));
     const ChunkInts number = nearest(x * power);
     if constexpr (kHalves) put_halves(number, at, lane);
     else put_bytes(number, at, lane);
-    const Chunk total = unit * __builtin_convertvector(of_word(number, [](ChunkInts a, ChunkInts b) { return a + b; }), Chunk);
+    const ChunkInts sum = of_word(number, [](ChunkInts a, ChunkInts b) { return a + b; });
+    const Chunk total = unit * __builtin_convertvector(sum, Chunk);
     for (int word = 0; word < kTogether; ++word) {
       units_[at][lane + word] = unit[word * kCodes];
+      if constexpr (Codes::kZero) zeros_[at][lane + word] = Codes::kZero * sum[word * kCodes];
       sums_[row * parts_ + group / kLanes][group - first(group / kLanes, groups_)] += total[word * kCodes];
     }
   }
@@ -283,7 +336,7 @@ template <int kBits, int kRows> class WordByWord {
 #pragma GCC unroll 4
     for (int i = 0; i < kEvery; ++i)
 #pragma GCC unroll 4
-      for (int o = 0; o < kOutputs; ++o) codes[i][o] = (Bytes)((words[o] >> (kBits * i)) & kMask);
+      for (int o = 0; o < kOutputs; ++o) codes[i][o] = Codes::numbers((Bytes)((words[o] >> (kBits * i)) & kMask));
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const Bytes* x = &bytes_[(block * kRows + r) * kVectors];
@@ -293,11 +346,13 @@ template <int kBits, int kRows> class WordByWord {
         sums_of_halves(codes, x + 2, low);
         for (int o = 0; o < kOutputs; ++o) all[o] = 4096.0f * all[o] + low[o];
       } else if constexpr (kBits == 8) {  // three bytes of x times one of a code take two numbers
-        sums_of_products<2>(codes, x, all);
-        sums_of_products<1>(codes, x + 2, low);
+        sums_of_products<2>(codes, x, Ints{}, all);
+        sums_of_products<1>(codes, x + 2, Ints{}, low);
         for (int o = 0; o < kOutputs; ++o) all[o] = 256.0f * all[o] + low[o];
       } else {
-        sums_of_products<kPlanes>(codes, x, all);
+        Ints zero{};
+        if constexpr (Codes::kZero) zero = zeros_[block * kRows + r];
+        sums_of_products<kPlanes>(codes, x, zero, all);
       }
       const Floats unit = held(units_[block * kRows + r]);
 #pragma GCC unroll 4
@@ -305,10 +360,10 @@ template <int kBits, int kRows> class WordByWord {
     }
   }
 
-  // Of the first planes at x. Whole up to here: 16 codes of 2 bits or 8 of 4 times 24 bits, and 4 of 8 bits times 16, stay
-  // below 2^31.
+  // Of the first planes at x, less what codes of zero give. Whole up to here: 16 codes of 2 bits or 8 of 4 (numbers up to 24 with mxfp4) times 24 bits, and
+  // 4 of 8 bits times 16, stay below 2^31.
   template <int kCount, int kOutputs>
-  __attribute__((always_inline)) static void sums_of_products(const Bytes (*codes)[kOutputs], const Bytes* x, Floats (&given)[kOutputs]) {
+  __attribute__((always_inline)) static void sums_of_products(const Bytes (*codes)[kOutputs], const Bytes* x, Ints zero, Floats (&given)[kOutputs]) {
     Ints sums[kOutputs] = {};
 #pragma GCC unroll 3
     for (int plane = 0; plane < kCount; ++plane) {
@@ -325,7 +380,7 @@ template <int kBits, int kRows> class WordByWord {
       for (int o = 0; o < kOutputs; ++o) sums[o] = ended(sums[o], products[o]);
     }
 #pragma GCC unroll 4
-    for (int o = 0; o < kOutputs; ++o) given[o] = __builtin_convertvector(sums[o], Floats);
+    for (int o = 0; o < kOutputs; ++o) given[o] = __builtin_convertvector(sums[o] - zero, Floats);
   }
 
   template <int kOutputs>
@@ -339,6 +394,7 @@ template <int kBits, int kRows> class WordByWord {
   int64_t words_, groups_, span_bits_, blocks_, parts_;  // a group is a power of two of words
   std::vector<Bytes> bytes_;                             // [block][row][plane][slice]
   std::vector<Floats> units_, sums_;                     // [block][row]; of groups: [row][part]
+  std::vector<Ints> zeros_;                              // [block][row], products of x and kZero
   ChunkInts unfit_ = {};
   bool holds_ = true;
 };
