@@ -25,7 +25,7 @@ from m2ml import arrays
 from m2ml.cache import ENVIRONMENT, cache_folder, write_json
 from m2ml.equivalence.bounds import Bound
 from m2ml.equivalence.measure import host_leaves, judge_twice, measured_bounds, run_program
-from m2ml.errors import BackendUnavailable, FallbackWarning, M2mlError
+from m2ml.errors import BackendUnavailable, FallbackWarning, M2mlError, in_one_line
 from m2ml.plugins import registry
 from m2ml.program import Program
 
@@ -99,7 +99,7 @@ def measure(program: Program, host: Sequence[np.ndarray[Any, Any]], say: Callabl
             try:
                 times[name] = _candidate(name, program, host, bounds)
             except (M2mlError, RuntimeError) as error:
-                rejected[name] = " ".join(str(error).split())
+                rejected[name] = in_one_line(error)
     if not times:
         raise BackendUnavailable(f"no backend gives the reference's result for {program.name}: {rejected}")
     return Choice(min(times, key=lambda name: times[name]), times, rejected)

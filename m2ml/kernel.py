@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from m2ml import compat, winners
+from m2ml.errors import in_one_line
 from m2ml.interpreter import Keep
 from m2ml.winners import DEFINITION, Measured
 
@@ -211,7 +212,7 @@ def refuses(record: Kernel, call: OpCall, avals: Sequence[Any], device: str) -> 
 def fails(record: Kernel) -> str:
     """Why ``record`` cannot be loaded, or ""."""
     loaded = record.loaded
-    return " ".join(str(loaded).split()) or type(loaded).__name__ if isinstance(loaded, Exception) else ""
+    return in_one_line(loaded) or type(loaded).__name__ if isinstance(loaded, Exception) else ""
 
 
 def keeper(backend: str, device: str) -> Keep:

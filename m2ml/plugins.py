@@ -17,7 +17,7 @@ from typing import Any
 import pluggy
 
 from m2ml.backend import Backend
-from m2ml.errors import BackendNotFound, BackendUnavailable, M2mlError
+from m2ml.errors import BackendNotFound, BackendUnavailable, M2mlError, in_one_line
 from m2ml.kernel import Kernel, kernels
 from m2ml.op import Op, ops
 
@@ -142,6 +142,7 @@ class Registry:
                 except Exception as error:  # whatever an engine's import raises becomes the reason
                     entry.error = error
         if entry.backend is None:
+            assert entry.error
             install = f"; install it with: {entry.install}" if entry.install else ""
             raise BackendUnavailable(
                 f"backend {name!r} does not run here: {_one_line(entry.error)}{install}"
@@ -178,8 +179,8 @@ class Registry:
         return reasons
 
 
-def _one_line(error: BaseException | None) -> str:
-    text = " ".join(str(error).split())
+def _one_line(error: BaseException) -> str:
+    text = in_one_line(error)
     return text if isinstance(error, M2mlError) else f"{type(error).__name__}: {text}"
 
 

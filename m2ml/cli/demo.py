@@ -81,7 +81,7 @@ def _speak(console: Console, names: Sequence[str]) -> None:
     """A few words from a real language model, on each backend; a note where its package is out of reach."""
     from m2ml.data import DataError, smollm2
     from m2ml.data.errors import RegistryError
-    from m2ml.errors import M2mlError
+    from m2ml.errors import M2mlError, in_one_line
     from m2ml.generation import load
     from m2ml.generation.conversation import Conversation
 
@@ -96,7 +96,7 @@ def _speak(console: Console, names: Sequence[str]) -> None:
             answer = Conversation(load(path, backend=name)).ask(QUESTION, max_tokens=32)
             console.print(f"{name:<9} {answer.text()}  [{answer.statistics}]")
         except (M2mlError, RuntimeError) as error:
-            console.print(f"{name:<9} failed: {' '.join(str(error).split())}")
+            console.print(f"{name:<9} failed: {in_one_line(error)}")
 
 
 def _names(asked: Sequence[str] | None) -> list[str]:
@@ -112,7 +112,7 @@ def _names(asked: Sequence[str] | None) -> list[str]:
 def _study(task: Task, names: Sequence[str], compared_steps: int, display: Progress) -> Study:
     """Train ``task`` on each backend, then measure how far their losses may be apart."""
     from m2ml.cli.demo_report import Study
-    from m2ml.errors import M2mlError
+    from m2ml.errors import M2mlError, in_one_line
     from m2ml.training.agreement import measure
     from m2ml.training.session import Session
 
@@ -124,7 +124,7 @@ def _study(task: Task, names: Sequence[str], compared_steps: int, display: Progr
         try:
             session.train(end=end, on_chunk=bar.chunk)
         except (M2mlError, RuntimeError) as error:  # an engine's own failure is its row in the table, not the end
-            study.failures[name] = " ".join(str(error).split())
+            study.failures[name] = in_one_line(error)
             bar.finish("failed")
         else:
             study.sessions[name] = session

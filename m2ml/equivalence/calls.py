@@ -17,7 +17,7 @@ import numpy as np
 
 from m2ml import compat, modules
 from m2ml.equivalence.measure import canonical, output_paths, physical, program_leaves
-from m2ml.errors import M2mlError
+from m2ml.errors import M2mlError, in_one_line
 from m2ml.program import Program
 from m2ml.staged import Staged
 
@@ -219,7 +219,7 @@ def _with_gradients(
     try:
         return joined.trace((list(leaves), list(cotangents)), {})
     except Exception as error:
-        said = " ".join(str(error).split()).split(". ")[0]
+        said = in_one_line(error).split(". ")[0]
         raise M2mlError(f"compare cannot differentiate {staged.name}: {said}") from error
 
 

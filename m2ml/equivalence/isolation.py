@@ -22,7 +22,7 @@ from m2ml import arrays, compat
 from m2ml.equivalence.bisect import first_disagreement
 from m2ml.equivalence.calls import Call, Grad, call_of
 from m2ml.equivalence.measure import run_program
-from m2ml.errors import M2mlError, how_it_ended, last_words
+from m2ml.errors import M2mlError, how_it_ended, in_one_line, last_words
 from m2ml.staged import Staged
 
 #: Seconds a backend has when ``isolated=True`` gives none.
@@ -109,8 +109,8 @@ def isolated(
     try:
         payload = cloudpickle.dumps((settings, staged.fn, options, packed, grad))
     except Exception as error:
-        said = " ".join(str(error).split())
-        raise M2mlError(f"{staged.name} cannot run isolated, since it cannot be pickled: {said}") from error
+        said = f"{staged.name} cannot run isolated, since it cannot be pickled: {in_one_line(error)}"
+        raise M2mlError(said) from error
     return Isolated(payload, call.program.fingerprint, TIME_LIMIT if limit is True else float(limit))
 
 
@@ -121,7 +121,7 @@ def serve(name: str) -> None:
     try:
         answer = True, _TASKS[task](_received(folder, fingerprint), backend)
     except Exception as error:  # what the backend raises is the answer
-        answer = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        answer = False, f"{type(error).__name__}: {in_one_line(error)}"
     partial = folder / "partial"
     partial.write_bytes(pickle.dumps(answer))
     partial.replace(folder / "result")

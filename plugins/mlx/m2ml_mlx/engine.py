@@ -15,7 +15,7 @@ from m2ml import interpreter
 from m2ml.backend import Device, Executable, Gap, MemoryStats
 from m2ml.control import CONTROL_FLOW, run_control_flow
 from m2ml.cost import nbytes
-from m2ml.errors import OutOfMemory
+from m2ml.errors import OutOfMemory, in_one_line
 from m2ml.interpreter import Code, Equation, Rule, UnsupportedPrimitive, apply_rule
 from m2ml.kernel import keeper
 from m2ml.program import Program
@@ -174,7 +174,7 @@ def _check_sizes(program: Program) -> None:
 
 
 def _explain_memory(error: Exception, name: str) -> Exception:
-    text = " ".join(str(error).split())
+    text = in_one_line(error)
     if isinstance(error, MemoryError) or "malloc" in text or "allocate" in text:
         return OutOfMemory(f"{name} does not fit into MLX's memory: {text}; use a smaller batch or a smaller model")
     return error
