@@ -33,12 +33,8 @@ inline Floats minimum(Floats a, Floats b) {
 
 // To the nearest whole number, of those that are not beyond 2^22.
 inline Floats rounded(Floats x) {
-#if defined(__AVX512F__)
-  return (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
   const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds
   return (x + magic) - magic;
-#endif
 }
 
 inline float largest(Floats x) {

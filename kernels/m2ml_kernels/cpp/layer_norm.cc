@@ -55,16 +55,18 @@ template <class T, class W> void forward(const Call& call, float eps, const W* w
   });
 }
 
-// What the gradient of a row needs: level = mean(d) and along = mean(d z).
+// What the gradient of a row needs: level = r mean(d) and along = r mean(d z).
 struct Row { float mean, inverse, level, along; };
 
-template <class T, class W> Row about(const T* x, const T* dy, const W* weight, int64_t n, float eps) {
+// x lies `apart` before the row that comes next.
+template <class T, class W> Row about(const T* x, const T* dy, const W* weight, int64_t n, float eps, int64_t apart) {
   const auto slope = [=](int64_t i, auto whole, int64_t count) {
     const Floats d = load_at(dy + i, whole, count);
     return weight ? d * load_at(weight + i, whole, count) : d;
   };
   const float size = static_cast<float>(n);
   const auto [all, all_squares, slopes, products] = sums_of<4>(n, [=](int64_t i, auto whole, int64_t count) {
+    fetch(x + apart + i);
     const Floats value = load_at(x + i, whole, count), d = slope(i, whole, count);
     return Terms<4>{value, value * value, d, d * value};
   }).of;
@@ -78,22 +80,22 @@ template <class T, class W> Row about(const T* x, const T* dy, const W* weight, 
     variance = apart_squares / size, along = apart_products;
   }
   const float inverse = 1.0f / std::sqrt(variance + eps);
-  return {mean, inverse, slopes / size, along / size * inverse};
+  return {mean, inverse, slopes / size * inverse, along / size * inverse * inverse};
 }
 
 // kRows rows of dx = r (d - mean(d) - z mean(d z)), dweight += dy z and dbias += dy, with z = (x - mean) r and d = w dy.
 template <int kRows, class T, class W> void add_gradients(const T* x, const T* dy, const W* weight, T* dx, float* total, int64_t n, float eps, bool past) {
   Row rows[kRows];
-  for (int k = 0; k < kRows; ++k) rows[k] = about(x + k * n, dy + k * n, weight, n, eps);
+  for (int k = 0; k < kRows; ++k) rows[k] = about(x + k * n, dy + k * n, weight, n, eps, kRows * n);
   each_vector(n, [=](int64_t i, auto whole, int64_t count) {
     const Floats w = weight ? load_at(weight + i, whole, count) : splat(1);
     Floats sums = weight ? load_at(total + i, whole, count) : splat(0), plain = weight ? load_at(total + n + i, whole, count) : splat(0);
     for (int k = 0; k < kRows; ++k) {
       const Row& r = rows[k];
       const T *from = x + k * n + i, *given = dy + k * n + i;
-      fetch(from + kRows * n), fetch(given + kRows * n);
+      fetch(given + kRows * n);
       const Floats z = (load_at(from, whole, count) - r.mean) * r.inverse, d = load_at(given, whole, count);
-      store_at(dx + k * n + i, r.inverse * (d * w - r.level - z * r.along), whole, count, past);
+      store_at(dx + k * n + i, d * r.inverse * w - r.level - z * r.along, whole, count, past);
       sums += d * z, plain += d;
     }
     if (weight) store_at(total + i, sums, whole, count), store_at(total + n + i, plain, whole, count);

@@ -39,21 +39,22 @@ template <int kRows, class T, class W> void add_gradients(const T* x, const T* d
   for (int k = 0; k < kRows; ++k) {
     const T *from = x + k * n, *given = dy + k * n;
     const auto [squares, along] = sums_of<2>(n, [=](int64_t i, auto whole, int64_t count) {
+      fetch(from + kRows * n + i);
       const Floats value = load_at(from + i, whole, count), d = load_at(given + i, whole, count);
       return Terms<2>{value * value, (weight ? d * load_at(weight + i, whole, count) : d) * value};
     }).of;
     const float size = static_cast<float>(n), r = 1.0f / std::sqrt(squares / size + eps);
-    rows[k] = {r, along / size * r * r};
+    rows[k] = {r, along / size * r * r * r};
   }
   each_vector(n, [=](int64_t i, auto whole, int64_t count) {
     const Floats w = weight ? load_at(weight + i, whole, count) : splat(1);
     Floats sums = weight ? load_at(total + i, whole, count) : splat(0);
     for (int k = 0; k < kRows; ++k) {
       const T *from = x + k * n + i, *given = dy + k * n + i;
-      fetch(from + kRows * n), fetch(given + kRows * n);
-      const Floats value = load_at(from, whole, count), d = load_at(given, whole, count);
-      store_at(dx + k * n + i, rows[k].r * (d * w - value * rows[k].shrink), whole, count, past);
-      sums += d * value * rows[k].r;
+      fetch(given + kRows * n);
+      const Floats value = load_at(from, whole, count), d = load_at(given, whole, count) * rows[k].r;
+      store_at(dx + k * n + i, d * w - value * rows[k].shrink, whole, count, past);
+      sums += d * value;
     }
     if (weight) store_at(total + i, sums, whole, count);
   });

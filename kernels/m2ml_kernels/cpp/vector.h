@@ -49,6 +49,13 @@ inline Halves narrow(float16, Floats x) {  // GCC converts halves one by one unl
 inline Shorts narrow(bfloat16, Floats x) {
 #if defined(__AVX512BF16__)
   return (Shorts)_mm512_cvtneps_pbh((__m512)x);  // subnormal numbers become zeros
+#elif defined(__AVX512BW__)
+  const __m512i bits = (__m512i)x, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __mmask16 number = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_ORD_Q);
+  const __m512i nan = _mm512_set1_epi32(0x7fc00000), up = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  const Shorts upper = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+  const __m512i rounded = _mm512_mask_add_epi32(nan, number, up, odd);
+  return (Shorts)_mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_castsi256_si512((__m256i)upper), rounded));
 #else
   Words bits; std::memcpy(&bits, &x, sizeof bits);
   const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -68,8 +75,10 @@ inline Floats widen(Halves x) {
 #endif
 }
 inline Floats widen(Shorts x) {  // nor does it lengthen integers in one step
-#if defined(__AVX512F__)
-  const Words wide = (Words)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16);
+#if defined(__AVX512BW__)  // each above a half of zeros
+  typedef uint16_t Twice __attribute__((vector_size(4 * kLanes)));
+  const Twice halves = {0, 0, 0, 1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+  const __m512i twice = _mm512_broadcast_i64x4((__m256i)x), wide = _mm512_maskz_permutexvar_epi16(0xaaaaaaaau, (__m512i)halves, twice);
 #elif defined(__AVX2__)
   const Words wide = (Words)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)x), 16);
 #else
@@ -196,8 +205,8 @@ template <int... kLane> void sums_of_four(const Floats (&x)[4], float* to, std::
 inline void sums_of_four(const Floats (&x)[4], float* to) { sums_of_four(x, to, std::make_integer_sequence<int, kLanes>()); }
 
 // Calls body(i, whole, n) for whole vectors and then for the rest: n is kLanes ... and then n % kLanes. A body captures
-// by value: what it reached by reference would be loaded anew after every store.
-template <class Body> void each_vector(int64_t n, const Body& body) {
+// by value, and is inlined: what it reached by reference would be loaded anew after every store.
+template <class Body> [[gnu::always_inline]] inline void each_vector(int64_t n, const Body& body) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) body(i, std::integral_constant<bool, true>{}, int64_t{kLanes});
   if (i < n) body(i, std::integral_constant<bool, false>{}, n - i);
