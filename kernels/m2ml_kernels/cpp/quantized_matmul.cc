@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "team.h"
+#include "transpose.h"
 #include "word_by_word.h"
 
 namespace m2ml {
@@ -77,10 +78,11 @@ template <int kBits, int kRows> class UnitByUnit {
 
 // kRows rows of x times kPanel columns of the weight, in registers; y is what is there or zero, and they are added.
 template <int kRows, bool kAdd>
-void tile(int64_t depth, const float* x, int64_t row, const float* panel, float* y, int64_t y_row) {
+void panel_tile(int64_t depth, const float* x, int64_t row, const float* panel, float* y, int64_t y_row) {
   Floats total[kRows][kPanelVectors];
   for (int i = 0; i < kRows; ++i)
     for (int j = 0; j < kPanelVectors; ++j) total[i][j] = kAdd ? load(y + i * y_row + j * kLanes) : splat(0);
+#pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k, panel += kPanel) {
     Floats right[kPanelVectors];
     for (int j = 0; j < kPanelVectors; ++j) right[j] = load(panel + j * kLanes);
@@ -95,9 +97,9 @@ void tile(int64_t depth, const float* x, int64_t row, const float* panel, float*
     for (int j = 0; j < kPanelVectors; ++j) store(y + i * y_row + j * kLanes, total[i][j]);
 }
 
-template <bool kAdd> void tile_rows(int64_t rows, int64_t depth, const float* x, int64_t row, const float* panel, float* y, int64_t y_row) {
+template <bool kAdd> void panel_rows(int64_t rows, int64_t depth, const float* x, int64_t row, const float* panel, float* y, int64_t y_row) {
   switch (rows) {
-#define M2ML_ROWS(n) case n: return tile<n, kAdd>(depth, x, row, panel, y, y_row);
+#define M2ML_ROWS(n) case n: return panel_tile<n, kAdd>(depth, x, row, panel, y, y_row);
     M2ML_ROWS(1) M2ML_ROWS(2) M2ML_ROWS(3) M2ML_ROWS(4)
 #if defined(__AVX512F__)
     M2ML_ROWS(5) M2ML_ROWS(6) M2ML_ROWS(7) M2ML_ROWS(8)
@@ -111,7 +113,7 @@ template <bool kAdd> void tile_rows(int64_t rows, int64_t depth, const float* x,
 __attribute__((noinline)) void product_of_panel(int64_t rows, int64_t depth, const float* x, int64_t row, const float* panel, int64_t columns, bool add, float* y, int64_t y_row) {
   for (int64_t i = 0; i < rows; i += kPanelRows) {
     const int64_t count = std::min<int64_t>(kPanelRows, rows - i);
-    const auto run = add ? tile_rows<true> : tile_rows<false>;
+    const auto run = add ? panel_rows<true> : panel_rows<false>;
     if (columns == kPanel) {
       run(count, depth, x + i * row, row, panel, y + i * y_row, y_row);
       continue;
@@ -123,26 +125,28 @@ __attribute__((noinline)) void product_of_panel(int64_t rows, int64_t depth, con
   }
 }
 
-// Elements [begin, begin + depth) of `count` rows of the weight, each row a lane; the lanes of other vectors are between.
+// kLanes rows of the weight, or as many as there are, from row o on: elements [begin, begin + depth), each row a lane of a
+// vector; the lanes of others are between.
 template <class Codes, class S>
-void decode(const Format& f, const uint32_t* words, const S* scales, const S* biases, int64_t count, int64_t begin, int64_t depth, float* to) {
+void decode(const Format& f, const uint32_t* words, const S* scales, const S* biases, int64_t o, int64_t begin, int64_t depth, float* to) {
   constexpr int kBits = Codes::kBits;
-  uint32_t unit[kBits][kLanes] = {};
-  float scale[kLanes] = {}, bias[kLanes] = {};
-  for (int64_t k = begin; k < begin + depth; k += 32) {
-    for (int64_t o = 0; o < count; ++o) {
-      for (int i = 0; i < kBits; ++i) unit[i][o] = words[o * f.words + k / 32 * kBits + i];
-      scale[o] = to_float(scales[o * f.groups + k / f.group]);
-      if constexpr (kBiased<S>) bias[o] = to_float(biases[o * f.groups + k / f.group]);
-    }
-    const Floats by = load(scale), from = load(bias);
+  const int64_t count = std::clamp<int64_t>(f.outputs - o, 0, kLanes), first = begin / f.group, groups = (begin + depth - 1) / f.group - first + 1;
+  thread_local std::vector<Floats> memory;
+  memory.resize(depth * kBits / 32 + 2 * groups);
+  float *unit = reinterpret_cast<float*>(memory.data()), *scale = unit + depth * kBits / 32 * kLanes, *bias = scale + groups * kLanes;
+  pack_vector<kLanes>(reinterpret_cast<const float*>(words) + o * f.words + begin * kBits / 32, f.words, count, depth * kBits / 32, unit);
+  pack_vector<kLanes>(scales + o * f.groups + first, f.groups, count, groups, scale);
+  if constexpr (kBiased<S>) pack_vector<kLanes>(biases + o * f.groups + first, f.groups, count, groups, bias);
+  for (int64_t k = 0; k < depth; k += 32, unit += kBits * kLanes) {
+    const int64_t group = ((begin + k) / f.group - first) * kLanes;
+    const Floats by = load(scale + group), from = kBiased<S> ? load(bias + group) : Floats{};
 #pragma GCC unroll 32
     for (int j = 0; j < 32; ++j, to += kPanel) {
       const int word = j * kBits / 32, shift = j * kBits % 32;
       Words code, next;
-      std::memcpy(&code, unit[word], sizeof code);
+      std::memcpy(&code, unit + word * kLanes, sizeof code);
       code >>= shift;
-      if (shift + kBits > 32) std::memcpy(&next, unit[word + 1], sizeof next), code |= next << (32 - shift);
+      if (shift + kBits > 32) std::memcpy(&next, unit + (word + 1) * kLanes, sizeof next), code |= next << (32 - shift);
       store(to, by * Codes::values(code & ((1u << kBits) - 1)) + from);
     }
   }
@@ -151,16 +155,15 @@ void decode(const Format& f, const uint32_t* words, const S* scales, const S* bi
 template <class Codes, class S>
 void many_rows(const Call& call, const Format& f, int64_t rows, const float* x, const uint32_t* words, const S* scales, const S* biases, float* y) {
   Team::parallel(call, (f.outputs + kPanel - 1) / kPanel, 1, [&](int64_t first, int64_t last) {
-    thread_local std::vector<float> panel;
-    panel.resize(kPanel * std::min(kDepth, f.inputs));
+    thread_local std::vector<Floats> memory;
+    const int64_t most = std::min(kDepth, f.inputs);
+    memory.resize(kPanelVectors * most);
+    float* panel = reinterpret_cast<float*>(memory.data());
     for (int64_t start = first * kPanel; start < std::min(last * kPanel, f.outputs); start += kPanel)
-      for (int64_t k = 0; k < f.inputs; k += kDepth) {
-        const int64_t depth = std::min(kDepth, f.inputs - k), columns = std::min(kPanel, f.outputs - start);
-        for (int64_t o = start; o < start + kPanel; o += kLanes) {
-          const int64_t count = std::clamp<int64_t>(f.outputs - o, 0, kLanes);
-          decode<Codes, S>(f, words + o * f.words, scales + o * f.groups, biases + o * f.groups, count, k, depth, panel.data() + o - start);
-        }
-        product_of_panel(rows, depth, x + k, f.inputs, panel.data(), columns, k > 0, y + start, f.outputs);
+      for (int64_t k = 0; k < f.inputs; k += most) {
+        const int64_t depth = std::min(most, f.inputs - k), columns = std::min(kPanel, f.outputs - start);
+        for (int64_t o = start; o < start + kPanel; o += kLanes) decode<Codes, S>(f, words, scales, biases, o, k, depth, panel + o - start);
+        product_of_panel(rows, depth, x + k, f.inputs, panel, columns, k > 0, y + start, f.outputs);
       }
   });
 }

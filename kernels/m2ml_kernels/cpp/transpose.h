@@ -26,14 +26,14 @@ inline void transpose(Floats (&rows)[kLanes]) {
   }
 }
 
-// kLanes columns of a panel of kTileColumns from as many rows, `apart` elements apart, of which `count` are there: the
-// others are zero.
-template <class T> void pack_vector(const T* rows, int64_t apart, int64_t count, int64_t depth, float* to) {
+// kLanes columns of a panel of kColumns from as many rows, `apart` elements apart, of which `count` are there: the others
+// are zero.
+template <int64_t kColumns = kTileColumns, class T> void pack_vector(const T* rows, int64_t apart, int64_t count, int64_t depth, float* to) {
   each_vector(depth, [=](int64_t k, auto whole, int64_t n) {
     Floats square[kLanes];
     for (int i = 0; i < kLanes; ++i) square[i] = i < count ? load_at(rows + i * apart + k, whole, n) : splat(0);
     transpose(square);
-    for (int64_t i = 0; i < n; ++i) store(to + (k + i) * kTileColumns, square[i]);
+    for (int64_t i = 0; i < n; ++i) store(to + (k + i) * kColumns, square[i]);
   });
 }
 
