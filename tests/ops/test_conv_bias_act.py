@@ -39,6 +39,27 @@ def test_against_a_loop(groups, strides, dilation):
     np.testing.assert_allclose(y, looped(x, weight, strides, pads, dilation, groups), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("x", "weight", "static"),
+    [
+        ((1, 26, 26, 5), (1, 1, 5, 600), {"activation": "relu6"}),
+        ((1, 60, 60, 3), (1, 1, 3, 70), {"activation": "gelu"}),
+        ((2, 25, 29, 3), (3, 3, 3, 40), {"strides": 2, "activation": "relu"}),
+        ((1, 9, 14, 64), (3, 3, 64, 33), {}),
+        ((1, 4, 3, 2), (3, 3, 2, 48), {"padding": 7}),
+        ((1, 4, 3, 2), (3, 4, 2, 16), {"padding": ((0, 0), (9, 0)), "dilation": (1, 3)}),
+        ((1, 12, 13, 3), (4, 4, 3, 65), {"strides": 4, "padding": "VALID"}),
+        ((1, 9, 8, 6), (1, 1, 6, 17), {"strides": (3, 2), "padding": ((0, 2), (0, 1))}),
+    ],
+)
+def test_the_kernel_walks_every_row_and_column(x, weight, static):
+    """Of images with many rows, weights of many columns, and padding wider than the image."""
+    rng = np.random.default_rng(4)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in (x, weight, weight[-1:])]
+    y = m2ml.get(m2ml.jit(lambda *arrays: conv_bias_act(*arrays, **static), backend="cpu")(*arrays))
+    np.testing.assert_allclose(y, conv_bias_act.definition(*arrays, **static), atol=1e-4)
+
+
 def test_as_in_mlx():
     rng = np.random.default_rng(3)
     x, weight = (

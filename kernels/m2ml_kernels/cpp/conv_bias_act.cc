@@ -1,10 +1,10 @@
 // y[i, j, o] = activation(bias[o] + sum over taps (k, l) and channels c of x[i s + k d - top, j s + l d - left, c] weight[k, l, c, o]).
 //
 // A channel at a time (as many groups as channels): vectors run over channels, a few columns of the result stay in
-// registers while the taps are walked. Otherwise a product of matrices (dense.h): rows are places, gathered patch by
-// patch where the kernel is not 1x1.
-// Must move: x, weight and y once; moves x once for each panel of a product (from cache where it fits), y once, and the
-// weight once, or once for each block of gathered rows.
+// registers while the taps are walked. Otherwise a product of matrices (dense.h), whose rows are read where the image
+// lies: the taps of a place follow one another there, row by row of the kernel.
+// Must move: x, weight and y once; moves x once for each group of panels of a product (from cache where it fits), the
+// weight once for each thread, y once. Of rows that taps reach beyond, a padded copy is made.
 #include "dense.h"
 
 namespace m2ml {
@@ -107,49 +107,57 @@ inline void depthwise(const Call& call, const Convolution& v) {
 
 // A product of matrices -----------------------------------------------------------------------------------------------
 
-// Places [begin, end) of the result, patch by patch: [places, kernel_height * kernel_width * channels].
-inline void gather(const Convolution& v, int64_t begin, int64_t end, float* to) {
-  for (int64_t place = begin; place < end; ++place) {
-    const int64_t j = place % v.columns, i = place / v.columns % v.rows;
-    const float* image = v.x + place / v.columns / v.rows * v.height * v.width * v.channels;
-    const auto [top, bottom] = v.taps_y(i);
-    const auto [first, last] = v.taps_x(j);
-    for (int64_t k = 0; k < v.kernel_height; ++k, to += v.kernel_width * v.channels) {
-      if (k < top || k >= bottom || first == last) {
-        std::fill_n(to, v.kernel_width * v.channels, 0.0f);
-        continue;
-      }
-      const float* from = image + ((i * v.stride_y + k * v.spread_y - v.top) * v.width + j * v.stride_x - v.left) * v.channels;
-      std::fill_n(to, first * v.channels, 0.0f);
-      if (v.spread_x == 1) std::copy_n(from + first * v.channels, (last - first) * v.channels, to + first * v.channels);
-      else
-        for (int64_t l = first; l < last; ++l) std::copy_n(from + l * v.spread_x * v.channels, v.channels, to + l * v.channels);
-      std::fill_n(to + last * v.channels, (v.kernel_width - last) * v.channels, 0.0f);
+// The rows of the result. Where taps lie outside, the rows of the image that one of them needs are copied between zeros.
+struct Lines {
+  const Convolution& v;
+
+  int64_t count() const { return v.batch * v.rows; }
+  int64_t reach() const { return (v.columns - 1) * v.stride_x + (v.kernel_width - 1) * v.spread_x + 1; }
+  bool fits() const { return v.left == 0 && reach() <= v.width; }
+  int64_t scratch() const { return fits() ? 0 : v.kernel_height * reach() * v.channels; }
+
+  Line line(int64_t r, float* scratch) const {
+    const auto [top, bottom] = v.taps_y(r % v.rows);
+    const int64_t across = v.width * v.channels, first = r % v.rows * v.stride_y - v.top;
+    const float* from = v.x + r / v.rows * v.height * across + (first + top * v.spread_y) * across;
+    Left left{from, v.stride_x * v.channels, v.channels, bottom - top, v.spread_y * across, v.kernel_width, v.spread_x * v.channels};
+    if (!fits()) {
+      left.from = scratch, left.outer_step = reach() * v.channels;
+      for (int64_t k = 0; k < left.outer; ++k) between_zeros(from + k * v.spread_y * across, scratch + k * left.outer_step);
+    }
+    if (v.spread_x == 1) left.length *= left.inner, left.inner = 1;
+    return {r * v.columns, v.columns, left, top * v.kernel_width * v.channels};
+  }
+
+  void between_zeros(const float* from, float* to) const {
+    const int64_t before = std::min(v.left, reach()), n = std::min(v.width, reach() - before);
+    std::fill_n(to, before * v.channels, 0.0f);
+    std::copy_n(from, n * v.channels, to + before * v.channels);
+    std::fill_n(to + (before + n) * v.channels, (reach() - before - n) * v.channels, 0.0f);
+  }
+};
+
+// A weight [depth, outputs].
+struct ByColumns {
+  const float* weight;
+  int64_t depth, outputs;
+
+  void pack(int64_t start, float* to) const {
+    const int64_t n = std::min(kTileColumns, outputs - start);
+    for (int64_t k = 0; k < depth; ++k, to += kTileColumns) {
+      const float* from = weight + k * outputs + start;
+      if (n == kTileColumns) std::memcpy(to, from, kTileColumns * sizeof(float));
+      else std::fill(std::copy_n(from, n, to), to + kTileColumns, 0.0f);
     }
   }
-}
-
-// Columns [start, start + kTileColumns) of the weight, one row after the other; zeros beyond the last.
-inline void pack(const Convolution& v, int64_t depth, int64_t start, float* to) {
-  const int64_t n = std::min(kTileColumns, v.outputs - start);
-  for (int64_t k = 0; k < depth; ++k, to += kTileColumns) {
-    const float* from = v.weight + k * v.outputs + start;
-    if (n == kTileColumns) std::memcpy(to, from, kTileColumns * sizeof(float));
-    else std::fill(std::copy_n(from, n, to), to + kTileColumns, 0.0f);
-  }
-}
+};
 
 inline void as_product(const Call& call, const Convolution& v) {
   const int64_t depth = v.kernel_height * v.kernel_width * v.channels;
   const Dense layer{v.batch * v.rows * v.columns, depth, v.outputs, v.activation, v.bias, v.y};
-  const bool gathered = !v.is_product();
-  dense(call, layer, gathered,
-        [&](int64_t first, int64_t last, float* scratch) -> const float* {
-          if (!gathered) return v.x + first * depth;
-          gather(v, first, last, scratch);
-          return scratch;
-        },
-        [&](int64_t start, float* to) { pack(v, depth, start, to); });
+  const ByColumns weight{v.weight, depth, v.outputs};
+  if (v.is_product()) dense(call, layer, Rows{v.x, layer.rows, depth}, weight);
+  else dense(call, layer, Lines{v}, weight);
 }
 
 }  // namespace m2ml

@@ -1,7 +1,8 @@
-// y[rows, outputs] = activation(left[rows, depth] weight[depth, outputs] + bias), whatever left and weight are stored as.
+// y[rows, outputs] = activation(left[rows, depth] weight[depth, outputs] + bias), wherever the rows of left lie and
+// whatever weight is stored as.
 //
-// A panel of the weight's columns is packed once for a block of rows; tiles of the product stay in registers, and bias
-// and activation are applied while a tile is in the first-level cache.
+// Panels of the weight's columns are packed, as many at a time as the second-level cache holds, and every row of left
+// passes by once for all of them. A tile of the product starts from the bias and stays in registers until it is done.
 #pragma once
 
 #include <limits>
@@ -19,22 +20,47 @@ struct Dense {
   float* y;
 };
 
+// Where rows of left lie: row i is made of runs of `length` elements that begin at
+// from[i * row + k * outer_step + l * inner_step], k < outer and l < inner.
+struct Left {
+  const float* from;
+  int64_t row, length, outer = 1, outer_step = 0, inner = 1, inner_step = 0;
+};
+
+// Rows [first, first + count) of the result, of elements of left that meet rows of the weight from `skip` on.
+struct Line {
+  int64_t first, count;
+  Left left;
+  int64_t skip = 0;
+};
+
 // A tile of kRows rows and kVectors vectors of columns of the product: finish(i, j, total) takes vector j of row i.
 template <int kRows, int kVectors, class Finish>
-inline void dense_tile(int64_t depth, const float* a, const float* b, const Finish& finish) {
+inline void dense_tile(const Left& left, const float* bias, const float* b, const Finish& finish) {
   Floats total[kRows][kVectors];
-  for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kVectors; ++j) total[i][j] = splat(0);
-  for (int64_t k = 0; k < depth; ++k) {
-    Floats right[kVectors];
-    for (int j = 0; j < kVectors; ++j) right[j] = load(b + k * kTileColumns + j * kLanes);
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      const Floats left = splat(a[i * depth + k]);
+  for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
-      for (int j = 0; j < kVectors; ++j) total[i][j] += left * right[j];
+    for (int j = 0; j < kVectors; ++j) total[i][j] = load(bias + j * kLanes);
+  for (int64_t outer = 0; outer < left.outer; ++outer)
+    for (int64_t inner = 0; inner < left.inner; ++inner) {
+      // A pointer for every four rows: more would not stay in registers.
+      const float* a[(kRows + 3) / 4];
+      for (int i = 0; i < kRows; i += 4) a[i / 4] = left.from + i * left.row + outer * left.outer_step + inner * left.inner_step;
+      for (const float* end = b + left.length * kTileColumns; b != end; b += kTileColumns) {
+        Floats right[kVectors];
+#pragma GCC unroll 4
+        for (int j = 0; j < kVectors; ++j) right[j] = load(b + j * kLanes);
+#pragma GCC unroll 16
+        for (int i = 0; i < kRows; ++i) {
+          const Floats x = splat(a[i / 4][i % 4 * left.row]);
+#pragma GCC unroll 4
+          for (int j = 0; j < kVectors; ++j) total[i][j] += x * right[j];
+        }
+#pragma GCC unroll 4
+        for (auto& p : a) ++p;
+      }
     }
-  }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
@@ -43,10 +69,10 @@ inline void dense_tile(int64_t depth, const float* a, const float* b, const Fini
 
 // The same of up to kRows rows.
 template <int kVectors, int kRows = kTileRows, class Finish>
-inline void dense_rows(int64_t rows, int64_t depth, const float* a, const float* b, const Finish& finish) {
+inline void dense_rows(int64_t rows, const Left& left, const float* bias, const float* b, const Finish& finish) {
   if constexpr (kRows > 0) {
-    if (rows == kRows) dense_tile<kRows, kVectors>(depth, a, b, finish);
-    else dense_rows<kVectors, kRows - 1>(rows, depth, a, b, finish);
+    if (rows == kRows) dense_tile<kRows, kVectors>(left, bias, b, finish);
+    else dense_rows<kVectors, kRows - 1>(rows, left, bias, b, finish);
   }
 }
 
@@ -60,63 +86,94 @@ struct Cut {
   }
 };
 
-// Rows [row, row + count) of kVectors vectors of columns from `start` on, from the registers to where they belong.
+// A tile of the result: `count` rows from `row` on, kVectors vectors of columns from `start` on.
+struct Place {
+  int64_t row, count, start;
+};
+
+// From the registers to where they belong.
 template <int kVectors>
-inline void tile_to_result(const Dense& v, const Cut& cut, int64_t row, int64_t count, int64_t start, const float* a, const float* b) {
-  float* to = v.y + row * v.outputs + start;
-  const float* bias = v.bias + start;
-  dense_rows<kVectors>(count, v.depth, a, b, [=, outputs = v.outputs, low = splat(cut.low), high = splat(cut.high)](int i, int j, Floats total) {
-    total += load(bias + j * kLanes);
-    total = where(total <= low, low, total);
-    store(to + i * outputs + j * kLanes, where(total >= high, high, total));
+inline void tile_to_result(const Dense& v, const Cut& cut, const Place& at, const Left& left, const float* bias, const float* b) {
+  float* to = v.y + at.row * v.outputs + at.start;
+  dense_rows<kVectors>(at.count, left, bias, b, [=, outputs = v.outputs, low = splat(cut.low), high = splat(cut.high)](int i, int j, Floats total) {
+    store(to + i * outputs + j * kLanes, minimum(high, maximum(low, total)));
   });
 }
 
 // The same by way of memory: of an activation that computes, which is not repeated for every vector of a tile, or of
 // columns that are no whole vectors.
 template <int kVectors>
-inline void tile_by_memory(const Dense& v, int64_t row, int64_t count, int64_t start, const float* a, const float* b) {
-  float tile[kTileRows * kTileColumns];
-  dense_rows<kVectors>(count, v.depth, a, b, [&](int i, int j, Floats total) { store(tile + i * kTileColumns + j * kLanes, total); });
+inline void tile_by_memory(const Dense& v, const Place& at, const Left& left, const float* bias, const float* b) {
+  alignas(Floats) float tile[kTileRows * kTileColumns];
+  dense_rows<kVectors>(at.count, left, bias, b, [&](int i, int j, Floats total) { store(tile + i * kTileColumns + j * kLanes, total); });
   with_activation(v.activation, [&](auto activate) {
-    for (int64_t i = 0; i < count; ++i) {
-      float* to = v.y + (row + i) * v.outputs + start;
-      const float *from = tile + i * kTileColumns, *bias = v.bias + start;
-      each_vector(std::min(kTileColumns, v.outputs - start), [=](int64_t j, auto whole, int64_t n) {
-        store_at(to + j, activate(load(from + j) + load_at(bias + j, whole, n)), whole, n);
+    for (int64_t i = 0; i < at.count; ++i) {
+      float* to = v.y + (at.row + i) * v.outputs + at.start;
+      const float* from = tile + i * kTileColumns;
+      each_vector(std::min(kTileColumns, v.outputs - at.start), [=](int64_t j, auto whole, int64_t n) {
+        store_at(to + j, activate(load(from + j)), whole, n);
       });
     }
   });
 }
 
-// left(first, last, scratch) gives rows [first, last), depth floats each, where they lie or, if `gathered`, in scratch.
-// pack(start, to) writes columns [start, start + kTileColumns) of the weight, row after row, with zeros beyond the last.
-template <class Left, class Pack> void dense(const Call& call, const Dense& v, bool gathered, const Left& left, const Pack& pack) {
-  const int64_t panels = (v.outputs + kTileColumns - 1) / kTileColumns;
-  // Rows of a block: what is gathered stays in the second-level cache. Blocks, and tiles of a block, are nearly equal: one
-  // of a single row takes as long as one of several.
-  const int64_t most = std::clamp<int64_t>((int64_t{1} << 16) / std::max<int64_t>(v.depth, 1) / kTileRows, 1, 8) * kTileRows;
-  const int64_t blocks = (v.rows + most - 1) / most;
-  const int64_t work = std::min(most, v.rows) * v.depth * kTileColumns;
+// The lines of a product whose left rows lie one after the other: blocks of nearly equal size.
+struct Rows {
+  const float* from;
+  int64_t rows, depth;
+
+  int64_t count() const { return (rows + 8 * kTileRows - 1) / (8 * kTileRows); }
+  int64_t scratch() const { return 0; }
+  Line line(int64_t i, float*) const {
+    const int64_t first = rows * i / count(), last = rows * (i + 1) / count();
+    return {first, last - first, {from + first * depth, depth, depth}};
+  }
+};
+
+// lines.line(i, scratch) says where the rows of a line lie, perhaps in `scratch`. weight.pack(start, to) writes columns
+// [start, start + kTileColumns) of the weight, row after row, with zeros beyond the last.
+template <class Lines, class Weight> void dense(const Call& call, const Dense& v, const Lines& lines, const Weight& weight) {
+  const int64_t panels = (v.outputs + kTileColumns - 1) / kTileColumns, size = (v.depth + 1) * kTileColumns;
+  const int64_t count = lines.count(), threads = call.threads();
+  // Panels are packed in groups, which are nearly equal: as many as fit at a time if there are rows enough for every
+  // thread, else as many as give every thread enough to do.
+  const int64_t fit = std::max<int64_t>((int64_t{1} << 16) / size, 1), least = (panels + fit - 1) / fit;
+  const int64_t groups = count < 16 * threads ? std::max(least, std::min(panels, 8 * threads - 1)) : least, most = (panels + groups - 1) / groups;
+  // Where groups are enough, each is packed by one thread.
+  const int64_t together = groups >= 4 * threads ? count : 1;
+  const int64_t work = (v.rows / count + 1) * v.depth * kTileColumns * most * together;
   const Cut cut = Cut::of(v.activation);
-  Team::parallel(call, blocks * panels, 1 + (int64_t{1} << 16) / std::max<int64_t>(work, 1), [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> packed(new float[v.depth * kTileColumns]), scratch(new float[gathered ? most * v.depth : 0]);
-    const float* rows = nullptr;
-    int64_t held = -1, ready = -1;
-    for (int64_t unit = begin; unit < end; ++unit) {
-      // What costs more changes less often: a gathered block serves all panels, else a packed panel all blocks.
-      const int64_t block = gathered ? unit / panels : unit % blocks, panel = gathered ? unit % panels : unit / blocks;
-      const int64_t first = v.rows * block / blocks, last = v.rows * (block + 1) / blocks, start = panel * kTileColumns;
-      if (held != block) rows = left(first, last, scratch.get()), held = block;
-      if (ready != panel) pack(start, packed.get()), ready = panel;
-      const int64_t tiles = (last - first + kTileRows - 1) / kTileRows, columns = v.outputs - start;
+  Team::parallel(call, groups * count / together, 1 + (int64_t{1} << 16) / std::max<int64_t>(work, 1), [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<Floats[]> memory(new Floats[most * (v.depth + 1) * kTileVectors]);
+    const std::unique_ptr<float[]> scratch(new float[lines.scratch()]);
+    float* packed = reinterpret_cast<float*>(memory.get());
+    int64_t ready = -1;
+    for (int64_t unit = begin * together; unit < end * together; ++unit) {
+      const int64_t group = unit / count, first = panels * group / groups, last = panels * (group + 1) / groups;
+      if (ready != group) {
+        for (int64_t p = first; p < last; ++p) {
+          float* to = packed + (p - first) * size;
+          const int64_t start = p * kTileColumns, n = std::min(kTileColumns, v.outputs - start);
+          std::fill(std::copy_n(v.bias + start, n, to), to + kTileColumns, 0.0f);
+          weight.pack(start, to + kTileColumns);
+        }
+        ready = group;
+      }
+      const Line line = lines.line(unit % count, scratch.get());
+      const int64_t tiles = (line.count + kTileRows - 1) / kTileRows;
       for (int64_t t = 0; t < tiles; ++t) {
-        const int64_t from = (last - first) * t / tiles, count = (last - first) * (t + 1) / tiles - from;
-        const float* a = rows + from * v.depth;
-        if (cut.all && columns >= kTileColumns) tile_to_result<kTileVectors>(v, cut, first + from, count, start, a, packed.get());
-        else if (cut.all && columns == kLanes) tile_to_result<1>(v, cut, first + from, count, start, a, packed.get());
-        else if (columns > kLanes) tile_by_memory<kTileVectors>(v, first + from, count, start, a, packed.get());
-        else tile_by_memory<1>(v, first + from, count, start, a, packed.get());
+        const int64_t from = line.count * t / tiles;
+        Left left = line.left;
+        left.from += from * left.row;
+        for (int64_t p = first; p < last; ++p) {
+          const Place at{line.first + from, line.count * (t + 1) / tiles - from, p * kTileColumns};
+          const int64_t columns = v.outputs - at.start;
+          const float *bias = packed + (p - first) * size, *b = bias + kTileColumns * (1 + line.skip);
+          if (cut.all && columns >= kTileColumns) tile_to_result<kTileVectors>(v, cut, at, left, bias, b);
+          else if (cut.all && columns == kLanes) tile_to_result<1>(v, cut, at, left, bias, b);
+          else if (columns > kLanes) tile_by_memory<kTileVectors>(v, at, left, bias, b);
+          else tile_by_memory<1>(v, at, left, bias, b);
+        }
       }
     }
   });

@@ -5,6 +5,20 @@
 #include "dense.h"
 #include "transpose.h"
 
+namespace m2ml {
+
+// A weight [outputs, depth].
+struct ByRows {
+  const float* weight;
+  int64_t depth, outputs;
+
+  void pack(int64_t start, float* to) const {
+    for (int64_t j = 0; j < kTileColumns; j += kLanes) pack_vector(weight + (start + j) * depth, depth, outputs - start - j, depth, to + j);
+  }
+};
+
+}  // namespace m2ml
+
 // in: x[*b n], weight[m n], bias[m]; out: y[*b m]; static: activation.
 M2ML_KERNEL(linear_bias_act) {
   using namespace m2ml;
@@ -12,9 +26,5 @@ M2ML_KERNEL(linear_bias_act) {
   const int64_t depth = weight.size(1), outputs = weight.size(0);
   const Dense v{x.rows(-1), depth, outputs, call.integer("activation"), call.in(2).data<float>(), call.out(0).data<float>()};
   if (v.rows == 0 || outputs == 0) return;
-  const float *rows = x.data<float>(), *from = weight.data<float>();
-  dense(call, v, false, [=](int64_t first, int64_t, float*) { return rows + first * depth; },
-        [=](int64_t start, float* to) {
-          for (int64_t j = 0; j < kTileColumns; j += kLanes) pack_vector(from + (start + j) * depth, depth, outputs - start - j, depth, to + j);
-        });
+  dense(call, v, Rows{x.data<float>(), v.rows, depth}, ByRows{weight.data<float>(), depth, outputs});
 }
