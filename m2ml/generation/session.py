@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -39,14 +40,27 @@ class Programs:
 
     def __init__(self, model: LanguageModel) -> None:
         self._model, self._decoder = model, functional(Decoder, model.config)
-        self.read = self._jit(self._read, "cache")
-        self.choose: Callable[[Sampling], Any] = functools.cache(lambda s: self._jit(self._choosing(s)))
-        self.step: Callable[[Sampling], Any] = functools.cache(lambda s: self._jit(self._stepping(s), "cache"))
+        self._leaves, self._tree = jax.tree.flatten(model.params)
+        self.read = self._of_params(self._read, "cache")
+        self.choose: Callable[[Sampling], Any] = functools.cache(lambda s: self._of_params(self._choosing(s)))
+        self.step: Callable[[Sampling], Any] = functools.cache(lambda s: self._of_params(self._stepping(s), "cache"))
         self.grow: Callable[[int], Any] = functools.cache(self._growing)
         self.rewind = self._jit(_rewound, "cache")
 
     def _jit(self, fn: Callable[..., Any], donated: Sequence[str] | str = ()) -> Any:
         return m2ml.jit(fn, backend=self._model.backend, donate_argnames=donated)
+
+    def _of_params(self, fn: Callable[..., Any], donated: Sequence[str] | str = ()) -> Callable[..., Any]:
+        """``fn(params, ...)`` compiled, as a function of the rest.
+
+        Parameters go in as a list: nested dictionaries of them would be walked and compared at every step.
+        """
+
+        @functools.wraps(fn)
+        def of_leaves(leaves: Sequence[Any], *rest: Any) -> Any:
+            return fn(jax.tree.unflatten(self._tree, leaves), *rest)
+
+        return functools.partial(self._jit(of_leaves, donated), self._leaves)
 
     def _read(self, params: Any, cache: KVCache, tokens: Any, counts: Any, last: Any) -> tuple[Any, KVCache]:
         """``last[b, embed]``, what the last norm gave of each row's last token, and the cache."""
@@ -94,16 +108,15 @@ class Session:
         self.capacity = self._capacity_for(0 if any(rope.long_factors for rope in self._ropes) else room)
         self.bits = cache_bits
         self.cache: Any = self._empty()
-        last = np.zeros((rows, model.config.embed_dim), jnp.dtype(model.config.dtype))
-        self._last: Any = m2ml.put(last, model.backend)
+        self._last: Any = np.zeros((rows, model.config.embed_dim), jnp.dtype(model.config.dtype))
 
     def _capacity_for(self, tokens: int) -> int:
         """Room for so many tokens, but none for more than are turned alike."""
         return min([capacity_for(tokens), *(rope.original for rope in self._ropes if rope.original >= max(tokens, 1))])
 
-    def _empty(self) -> Any:
-        cache = make_cache(self.model.config, len(self.tokens), self.capacity, bits=self.bits)
-        return m2ml.put(cache, self.model.backend)
+    def _empty(self) -> KVCache:
+        """As NumPy arrays: the first program that takes them moves them to the backend, faster than one by one."""
+        return make_cache(self.model.config, len(self.tokens), self.capacity, bits=self.bits)
 
     @property
     def longest(self) -> int:
@@ -127,7 +140,7 @@ class Session:
         for row, new, held in zip(padded, rows, self.tokens, strict=True):
             row[: len(new)] = new
             held.extend(map(int, new))
-        self._last, self.cache = self.programs.read(self.model.params, self.cache, padded, counts, self._last)
+        self._last, self.cache = self.programs.read(self.cache, padded, counts, self._last)
 
     def _check(self, rows: Sequence[Sequence[int]]) -> None:
         vocabulary, context = self.model.config.vocab_size, self.model.config.context
@@ -160,14 +173,14 @@ class Session:
 
     def choose(self, sampling: Sampling, bits: Any) -> Any:
         """The token after what was read, int32 ``[rows]`` of the backend."""
-        return self.programs.choose(sampling)(self.model.params, self._last, bits)
+        return self.programs.choose(sampling)(self._last, bits)
 
     def step(self, tokens: Any, sampling: Sampling, bits: Any) -> Any:
         """Read one token of each row and choose the next; returns before either is computed.
 
         What is read is not yet known here: `wrote` says it afterwards.
         """
-        chosen, self.cache = self.programs.step(sampling)(self.model.params, self.cache, tokens, bits)
+        chosen, self.cache = self.programs.step(sampling)(self.cache, tokens, bits)
         return chosen
 
     def wrote(self, tokens: Sequence[int]) -> None:
