@@ -305,8 +305,8 @@ template <class Codes, int kRows> class WordByWord {
     }
   }
 
-  // Of the first planes at x, less what codes of zero give. Whole up to here: 16 codes of 2 bits or 8 of 4 (numbers up to 24 with mxfp4) times 24 bits, and
-  // 4 of 8 bits times 16, stay below 2^31.
+  // Of the first planes at x, less what codes of zero give. Whole up to here: 16 codes of 2 bits or 8 of 4 (numbers up to 24
+  // with mxfp4) times 24 bits, and 4 of 8 bits times 16, stay below 2^31.
   template <int kCount, int kOutputs>
   __attribute__((always_inline)) static void sums_of_products(const Bytes (*codes)[kOutputs], const Bytes* x, Ints zero, Floats (&given)[kOutputs]) {
     Ints sums[kOutputs] = {};
