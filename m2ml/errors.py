@@ -69,6 +69,16 @@ def in_one_line(error: BaseException) -> str:
     return " ".join((text.splitlines()[-1] if "Traceback (most recent call last)" in text else text).split())
 
 
+def reason(error: BaseException) -> str:
+    """Why something failed, on one line: m2ml's own errors say it whole, a stranger's after its type.
+
+    >>> reason(KeyError("a"))
+    "KeyError: 'a'"
+    """
+    text = in_one_line(error)
+    return text if isinstance(error, M2mlError) else f"{type(error).__name__}: {text}"
+
+
 class FallbackWarning(UserWarning):
     """An equation, one of ``primitive``, runs elsewhere than on the backend asked for; said once per program."""
 

@@ -17,7 +17,7 @@ from typing import Any
 import pluggy
 
 from m2ml.backend import Backend
-from m2ml.errors import BackendNotFound, BackendUnavailable, M2mlError, in_one_line
+from m2ml.errors import BackendNotFound, BackendUnavailable, reason
 from m2ml.kernel import Kernel, kernels
 from m2ml.op import Op, ops
 
@@ -96,7 +96,7 @@ class Registry:
                 try:
                     self.load(entry.name, entry.load())
                 except Exception as error:  # a plugin is a stranger's code: it may fail in any way, alone
-                    self._failures[entry.name] = _one_line(error)
+                    self._failures[entry.name] = reason(error)
 
     def load(self, plugin: str, module: Any) -> None:
         """Run the hooks of one plugin."""
@@ -145,7 +145,7 @@ class Registry:
             assert entry.error
             install = f"; install it with: {entry.install}" if entry.install else ""
             raise BackendUnavailable(
-                f"backend {name!r} does not run here: {_one_line(entry.error)}{install}"
+                f"backend {name!r} does not run here: {reason(entry.error)}{install}"
             ) from entry.error
         return entry.backend
 
@@ -177,11 +177,6 @@ class Registry:
             except BackendUnavailable as error:
                 reasons[name] = str(error)
         return reasons
-
-
-def _one_line(error: BaseException) -> str:
-    text = in_one_line(error)
-    return text if isinstance(error, M2mlError) else f"{type(error).__name__}: {text}"
 
 
 #: The process's registry.

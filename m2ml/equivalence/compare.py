@@ -15,7 +15,7 @@ from m2ml.equivalence.isolation import isolated as make_isolated
 from m2ml.equivalence.measure import judge_twice, measured_bounds, run_program
 from m2ml.equivalence.memory import refuse_to_swap
 from m2ml.equivalence.report import BackendReport, Divergence, Report
-from m2ml.errors import M2mlError, in_one_line
+from m2ml.errors import M2mlError, reason
 from m2ml.plugins import registry
 
 
@@ -85,10 +85,8 @@ def _outputs(run: Callable[[str], list[Any]], name: str) -> list[Any] | str:
     """The outputs of a backend, or why there are none."""
     try:
         return run(name)
-    except M2mlError as error:
-        return in_one_line(error)
     except Exception as error:  # whatever an engine raises is what it gave; the others still run
-        return f"{type(error).__name__}: {in_one_line(error)}"
+        return reason(error)
 
 
 def _located(bisect: Callable[[str], Divergence | None], report: BackendReport) -> BackendReport:
