@@ -143,11 +143,11 @@ struct ByColumns {
   int64_t depth, outputs;
 
   void pack(int64_t start, float* to) const {
-    const int64_t n = std::min(kTileColumns, outputs - start);
-    for (int64_t k = 0; k < depth; ++k, to += kTileColumns) {
+    const int64_t n = std::min(kDenseColumns, outputs - start);
+    for (int64_t k = 0; k < depth; ++k, to += kDenseColumns) {
       const float* from = weight + k * outputs + start;
-      if (n == kTileColumns) std::memcpy(to, from, kTileColumns * sizeof(float));
-      else std::fill(std::copy_n(from, n, to), to + kTileColumns, 0.0f);
+      if (n == kDenseColumns) std::memcpy(to, from, kDenseColumns * sizeof(float));
+      else std::fill(std::copy_n(from, n, to), to + kDenseColumns, 0.0f);
     }
   }
 };

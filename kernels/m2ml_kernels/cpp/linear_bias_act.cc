@@ -13,7 +13,7 @@ struct ByRows {
   int64_t depth, outputs;
 
   void pack(int64_t start, float* to) const {
-    for (int64_t j = 0; j < kTileColumns; j += kLanes) pack_vector(weight + (start + j) * depth, depth, outputs - start - j, depth, to + j);
+    for (int64_t j = 0; j < kDenseColumns; j += kLanes) pack_vector<kDenseColumns>(weight + (start + j) * depth, depth, outputs - start - j, depth, to + j);
   }
 };
 
