@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -10,6 +11,7 @@ from flax import nnx
 
 from m2ml.models.convolution import Classifier, Conv
 from m2ml.models.family import Family, classes_of, pair_of
+from m2ml.models.functional import repeated
 from m2ml.models.layers import LayerNorm, modules
 from m2ml.models.patches import PatchEmbedding
 from m2ml.models.projection import Linear, value_of
@@ -77,7 +79,7 @@ class Stage(nnx.Module):
 
     def __init__(self, config: ConvNeXtConfig, inputs: int, width: int, depth: int, *, rngs: nnx.Rngs) -> None:
         self.shrink = None if inputs == 0 else Shrink(inputs, width, rngs=rngs)
-        self.layers = modules([Layer(config, width, rngs=rngs) for _ in range(depth)])
+        self.layers = repeated(functools.partial(Layer, config), [width] * depth, rngs=rngs)
 
     def __call__(self, x: Array, /) -> Array:
         x = x if self.shrink is None else self.shrink(x)

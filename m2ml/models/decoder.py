@@ -5,6 +5,7 @@ What families differ in is in `DecoderConfig`; how a checkpoint of each is read 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +17,14 @@ from flax import nnx
 from m2ml import ops
 from m2ml.models.decoder_config import DecoderConfig, LayerConfig, Rope
 from m2ml.models.experts import Experts
-from m2ml.models.functional import traced_once
+from m2ml.models.functional import repeated, traced_once
 from m2ml.models.kv_cache import KVCache, LayerCache
-from m2ml.models.layers import modules
 from m2ml.models.projection import Linear, Table, gate_and_up, value_of
 
 Array = jax.Array
+
+#: Of so few tokens the last layer works on all: another form of it would take longer to compile and load than it saves.
+_FEW = 64
 
 
 class Norm(nnx.Module):
@@ -166,7 +169,7 @@ class Decoder(nnx.Module):
         self.config = config
         self.tokens = Table(config.vocab_size, config.embed_dim, rngs=rngs)
         self.positions = Table(config.context, config.embed_dim, rngs=rngs) if config.learned_positions else None
-        self.blocks = modules([Block(config, block, rngs=rngs) for block in config.blocks])
+        self.blocks = repeated(functools.partial(Block, config), config.blocks, rngs=rngs)
         self.norm = Norm(config, config.embed_dim)
         self.head = None if config.tied else Linear(config.embed_dim, config.vocab_size, bias=False, rngs=rngs)
 
@@ -196,14 +199,15 @@ class Decoder(nnx.Module):
         starts = jnp.zeros(batch, jnp.int32) if cache is None else cache.lengths
         counts = jnp.full(batch, length, jnp.int32) if counts is None else counts
         x = self._embedded(tokens, starts)
+        early, late = (only, None) if length > _FEW else (None, only)
         held: list[Any] = []
         for i, block in enumerate(self.blocks):
-            last = (only,) if only is not None and length > 1 and i == len(self.blocks) - 1 else ()
+            last = (early,) if early is not None and i == len(self.blocks) - 1 else ()
             x, layer = traced_once(block, x, starts, counts, None if cache is None else cache.layers[i], *last)
             held.append(layer)
         if cache is not None:
             cache = replace(cache, layers=tuple(held), lengths=starts + counts)
-        return self.norm(x), cache
+        return self.norm(x if late is None or length == 1 else _at(x, late)), cache
 
     def _embedded(self, tokens: Array, starts: Array) -> Array:
         dtype = jnp.dtype(self.config.dtype)

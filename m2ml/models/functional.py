@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+
+from m2ml.models.layers import modules
 
 #: Nested dictionaries of arrays: the parameters of a module by attribute name (and by index in a list of modules).
 Params = Any
@@ -28,15 +30,22 @@ class Functional:
     def apply(self, params: Params, *inputs: Any, method: str = "__call__", **kwargs: Any) -> Any:
         """The module with ``params``, called on the inputs; ``method`` names another of its methods."""
         graph, abstract = self._abstract
-        state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy, which takes the parameters
+        state = _copied(abstract)
         nnx.replace_by_pure_dict(state, params)
         return getattr(nnx.merge(graph, state), method)(*inputs, **kwargs)
 
     @functools.cached_property
     def _abstract(self) -> tuple[Any, Any]:
         """The module's structure and its state without values."""
-        split: tuple[Any, Any] = nnx.split(nnx.eval_shape(lambda: self.make(_OneKey(jax.random.key(0)))))
-        return split
+        graphs = []
+
+        def state() -> Any:
+            graph, found = nnx.split(self.make(_OneKey(jax.random.key(0))))
+            graphs.append(graph)
+            return found
+
+        abstract = jax.eval_shape(state)
+        return graphs[0], abstract
 
     def shapes(self) -> Params:
         """The parameters as `jax.ShapeDtypeStruct`, without computing any."""
@@ -54,6 +63,23 @@ class _OneKey:
 
     def __getattr__(self, stream: str) -> _OneKey:
         return self
+
+
+def repeated(make: Callable[..., nnx.Module], settings: Sequence[Any], *, rngs: Any) -> Any:
+    """``make(setting, rngs=rngs)`` for each setting, as an attribute Flax accepts.
+
+    Where only shapes matter, the modules of equal settings are copies of one: the layers of a deep model.
+    """
+    if not isinstance(rngs, _OneKey):
+        return modules([make(setting, rngs=rngs) for setting in settings])
+    made = {setting: nnx.split(make(setting, rngs=rngs)) for setting in dict.fromkeys(settings)}
+    copies = ((graph, _copied(state)) for graph, state in map(made.__getitem__, settings))
+    return modules([nnx.merge(*copy) for copy in copies])
+
+
+def _copied(state: Any) -> Any:
+    """``state`` with variables of its own."""
+    return jax.tree.map(lambda leaf: leaf, state)
 
 
 def traced_once(module: nnx.Module, *args: Any) -> Any:

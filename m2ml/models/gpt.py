@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from m2ml import ops
-from m2ml.models.layers import LayerNorm, dropout, gelu, modules, over_rows, split
+from m2ml.models.functional import repeated
+from m2ml.models.layers import LayerNorm, dropout, gelu, over_rows, split
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class GPT(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         self.tokens = nnx.Embed(config.vocab_size, config.embed_dim, embedding_init=normal, dtype=dtype, rngs=rngs)
         self.positions = nnx.Embed(config.context, config.embed_dim, embedding_init=normal, dtype=dtype, rngs=rngs)
-        self.blocks = modules([Block(config, rngs=rngs) for _ in range(config.layers)])
+        self.blocks = repeated(Block, [config] * config.layers, rngs=rngs)
         self.norm = LayerNorm(config.embed_dim)
         self.head = None if config.tied else _linear(config, config.vocab_size, rngs)
 

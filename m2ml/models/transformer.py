@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from m2ml import ops
-from m2ml.models.layers import LayerNorm, modules
+from m2ml.models.functional import repeated
+from m2ml.models.layers import LayerNorm
 from m2ml.models.projection import Linear, value_of
 from m2ml.models.settings import Settings
 from m2ml.ops.activations import ACTIVATIONS
@@ -124,7 +125,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.blocks = modules([Block(config, rngs=rngs) for _ in range(config.layers)])
+        self.blocks = repeated(Block, [config] * config.layers, rngs=rngs)
 
     def __call__(self, x: Array, lengths: Array | None = None, /) -> Array:
         for block in self.blocks:

@@ -29,6 +29,16 @@ CUT = ("gemma3_text",)
 FAST = ("llama", "gemma3_text", "qwen3_moe", "gpt2")
 
 
+def test_layers_of_which_one_is_traced_are_what_all_of_them_would_be() -> None:
+    layers = [LayerConfig(window=window, sparse=sparse) for window in (3, None) for sparse in (False, True)]
+    sizes = {"heads": 2, "kv_heads": 1, "head_dim": 8, "mlp_dim": 24, "context": 64}
+    config = DecoderConfig(11, 16, **sizes, blocks=(*layers, *layers), experts=ExpertsConfig(4, 2, 8))
+    model, made = functional(Decoder, config), Decoder(config, rngs=nnx.Rngs(0))
+    assert [block.attention.block for block in made.blocks] == list(config.blocks)
+    params = nnx.to_pure_dict(nnx.state(made))
+    np.testing.assert_array_equal(model.apply(params, tokens := jnp.arange(5)[None]), made(tokens))
+
+
 def test_every_architecture_has_a_case() -> None:
     covered = {name.split(",")[0] for name in CASES}
     assert covered == set(DECODERS) - {"gemma3"}  # gemma3 is gemma3_text inside a model that reads images
