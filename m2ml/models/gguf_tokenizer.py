@@ -64,21 +64,26 @@ def _complete(metadata: Mapping[str, Any], rust: Any, words: Sequence[str], kind
 
 def _listed(metadata: Mapping[str, Any], name: str, kind: type, where: str) -> list[Any]:
     found = metadata.get(f"tokenizer.ggml.{name}")
-    if isinstance(found, Texts):
-        found = list(found)
+    if isinstance(found, Texts) and kind is str:
+        return found.listed()
     if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
         raise CheckpointError(f"{where} has no tokenizer.ggml.{name}, which its tokenizer needs")
     return found
+
+
+def _numbered(words: Sequence[str]) -> dict[str, int]:
+    return dict(zip(words, range(len(words)), strict=True))
 
 
 def _byte_level(metadata: Mapping[str, Any], words: Sequence[str], where: str) -> Any:
     from tokenizers import Tokenizer as Rust
     from tokenizers import decoders, models
 
-    pairs = [tuple(merge.split(" ")) for merge in _listed(metadata, "merges", str, where)]
-    if any(len(pair) != 2 for pair in pairs):
+    merges = _listed(metadata, "merges", str, where)
+    if any(merge.count(" ") != 1 for merge in merges):
         raise CheckpointError(f"{where} has merges that are not of two parts")
-    rust = Rust(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=pairs))
+    parts = " ".join(merges).split(" ") if merges else []
+    rust = Rust(models.BPE(vocab=_numbered(words), merges=list(zip(parts[::2], parts[1::2], strict=True))))
     name = metadata.get("tokenizer.ggml.pre", "default")
     if name not in _SPLITS:
         known = ", ".join(_SPLITS)
@@ -129,7 +134,7 @@ def _sentence_piece(metadata: Mapping[str, Any], words: Sequence[str], where: st
     from tokenizers import decoders, models, normalizers
 
     scores = _listed(metadata, "scores", float, where)
-    known = {word: i for i, word in enumerate(words)}
+    known = _numbered(words)
     merges = []
     for word, score in zip(words, scores, strict=False):
         parts = [(word[:i], word[i:]) for i in range(1, len(word)) if word[:i] in known and word[i:] in known]

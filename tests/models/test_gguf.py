@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import itertools
 import random
 import struct
 import tracemalloc
@@ -20,7 +22,7 @@ from tiny_models import Tiny, forward
 
 from m2ml.models.checkpoints import gguf_blocks, open_checkpoint
 from m2ml.models.checkpoints.gguf_blocks import INEXACT, quantized, requantized
-from m2ml.models.checkpoints.gguf_header import TYPES
+from m2ml.models.checkpoints.gguf_header import TYPES, Texts
 from m2ml.models.gguf_tokenizer import from_gguf
 from m2ml.models.loading import config_of, load_params
 from m2ml.models.quantisation import dequantized
@@ -229,6 +231,15 @@ def test_files_that_lie_are_refused_in_a_sentence(tmp_path: Path, tiny_of: Calla
     assert len(refused) > 200
     assert all("damaged.gguf" in said for said in refused)
     assert not any("\n" in said for said in refused)
+
+
+@pytest.mark.parametrize(
+    "words", [[], [b"one"], [b"", b"a b", "Ġä😀".encode(), b"\xf0\x9f", b"\xff", b""], [b"with a \0", b"\0", b"x"]]
+)
+def test_all_strings_at_once_are_what_each_is(words: list[bytes]) -> None:
+    stored = b"".join(struct.pack("<Q", len(word)) + word for word in words)
+    texts = Texts(memoryview(stored), array.array("Q", itertools.accumulate(8 + len(word) for word in words)))
+    assert texts.listed() == list(texts) == [word.decode("utf-8", "replace") for word in words]
 
 
 def test_a_sentence_piece_tokenizer_splits_as_its_scores_say() -> None:

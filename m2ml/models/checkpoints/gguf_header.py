@@ -71,6 +71,16 @@ class Texts(Sequence[str]):
         start = self._ends[i - 1] if i else 0
         return str(self._view[start + 8 : self._ends[i]], "utf-8", "replace")
 
+    def listed(self) -> list[str]:
+        """All of them, many times faster than one by one: as one text, with a NUL in place of each length."""
+        data, starts = np.frombuffer(self._view, np.uint8).copy(), np.zeros(len(self), np.int64)
+        starts[1:] = self._ends[:-1]
+        data[starts] = 0
+        kept = np.ones(data.size, np.bool_)
+        kept[starts[:, None] + np.arange(1, 8)] = False
+        found = data[kept].tobytes().decode("utf-8", "replace").split("\0")[1:]
+        return found if len(found) == len(self) else list(self)  # one of them holds a NUL
+
 
 @dataclass(frozen=True)
 class Header:
@@ -152,15 +162,19 @@ class _Cursor:
 
     def _texts(self, count: int, what: str) -> Texts:
         """Many short strings; what follows them is looked at once."""
-        rest, at, length_of = self.file.view(self.at), 0, struct.Struct("<Q")
+        rest, at, length_at = self.file.view(self.at), 0, struct.Struct("<Q").unpack_from
         ends = array.array("Q")
-        for _ in range(count):
-            if at + 8 > len(rest):
-                raise CheckpointError(f"{self.file.path} is cut short in the strings of {what[:80]}")
-            at += 8 + length_of.unpack_from(rest, at)[0]
-            if at > len(rest):
-                raise CheckpointError(f"{self.file.path} is cut short in the strings of {what[:80]}")
-            ends.append(at)
+        try:
+            for _ in range(count):
+                at += 8 + length_at(rest, at)[0]
+                ends.append(at)
+        except (
+            struct.error,
+            OverflowError,
+        ):  # a length is beyond the end, or the number of bytes up to there too large
+            at = len(rest) + 1
+        if at > len(rest):
+            raise CheckpointError(f"{self.file.path} is cut short in the strings of {what[:80]}")
         self.at += at
         return Texts(rest[:at], ends)
 
