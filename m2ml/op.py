@@ -71,7 +71,8 @@ class Op:
 
     ``samples()`` are its own test inputs, ``main()`` inputs of the sizes that its speed matters at, ``laws`` facts
     that never look at the body, ``faults`` wrong versions that the suite must catch, ``cost(*avals, **static)`` its
-    flops and the bytes it cannot avoid to move.
+    flops and the bytes it cannot avoid to move, ``types(*avals, **static)`` what its results are, where that is known
+    without tracing the definition.
     """
 
     def __init__(self, definition: Function, shapes: str, name: str = "") -> None:
@@ -89,6 +90,7 @@ class Op:
         self.laws: list[Function] = []
         self.faults: list[Function] = []
         self.cost: Callable[..., tuple[int, int]] | None = None
+        self.types: Function | None = None
         self.residuals: Mapping[str, Any] = {}
         self.own_backward: Function | None = None
         functools.update_wrapper(self, definition)
@@ -159,6 +161,14 @@ class Op:
     def give_cost(self, function: Callable[..., tuple[int, int]]) -> Callable[..., tuple[int, int]]:
         """Decorator: ``cost(*avals, **static)`` gives flops and compulsory bytes."""
         self.cost = function
+        return function
+
+    def give_types(self, function: Function) -> Function:
+        """Decorator: ``types(*avals, **static)`` gives the results as a tree of `jax.ShapeDtypeStruct`.
+
+        It raises what the definition raises, and saves tracing it where a kernel runs.
+        """
+        self.types = function
         return function
 
     @overload
@@ -275,6 +285,8 @@ class OpCall:
 
 @functools.lru_cache(maxsize=4096)
 def _outputs(call: OpCall, avals: tuple[Any, ...]) -> Any:
+    if call.op.types is not None:
+        return call.run(call.op.types, avals)
     return jax.eval_shape(lambda *leaves: call.run(call.op.definition, leaves), *avals)
 
 

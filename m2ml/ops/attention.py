@@ -54,9 +54,7 @@ def attention(
     -inf where no key is read: two results over parts of the keys can be joined by it. The gradient keeps that, not
     the scores, and works them out again for 512 queries at a time; a floating mask has a gradient too.
     """
-    _check(q, k, v, mask, key_lengths, window)
-    if soft_cap is not None:
-        require_positive("attention", soft_cap=soft_cap)
+    types(q, k, v, mask, key_lengths, window=window, soft_cap=soft_cap)
     scores = Scores.of(q, k, causal=causal, offset=offset, window=window, soft_cap=soft_cap, scale=scale)
     every = scores.filled_up(q), None if mask is None else scores.mask_filled_up(mask)
 
@@ -70,7 +68,19 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-def _check(q: Array, k: Array, v: Array, mask: Array | None, key_lengths: Array | None, window: int | None) -> None:
+@attention.give_types
+def types(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    key_lengths: Any,
+    *,
+    window: int | None,
+    soft_cap: float | None,
+    return_lse: bool = False,
+    **static: Any,
+) -> Any:
     require_floating("attention", q=q, k=k, v=v)
     require_integers("attention", key_lengths=key_lengths)
     heads, groups = q.shape[-2], k.shape[-2]
@@ -85,6 +95,12 @@ def _check(q: Array, k: Array, v: Array, mask: Array | None, key_lengths: Array 
             m in (1, n) for m, n in zip(mask.shape[::-1], scores[::-1], strict=False)
         )
         require("attention", fits, f"mask is {list(mask.shape)}, which does not broadcast to scores {list(scores)}")
+    if soft_cap is not None:
+        require_positive("attention", soft_cap=soft_cap)
+    out = jax.ShapeDtypeStruct((*q.shape[:-1], v.shape[-1]), q.dtype)
+    added = () if mask is None or mask.dtype == jnp.bool_ else (mask.dtype,)
+    lse = jax.ShapeDtypeStruct(q.shape[:-1], jnp.result_type(np.float32, q.dtype, k.dtype, *added))
+    return (out, lse) if return_lse else out
 
 
 @attention.defbackward(return_lse=True)

@@ -25,8 +25,7 @@ def dequantize(w: Quantized, /, *, dtype: Any = None) -> Array:
     round once. ``2**(scale - 127) * number`` for mxfp4 is exact. The result is of ``dtype``: unless given, that of the
     scales, and bfloat16 for mxfp4. Scales and biases have gradients, codes have none.
     """
-    check_quantized("dequantize", w)
-    wanted = _dtype(w, dtype)
+    wanted = types(w, dtype=dtype).dtype
     groups = unpack(w.packed, w.bits).reshape(*w.scales.shape, w.group_size)
     if w.mode == "mxfp4":
         values = jnp.asarray(FP4)[groups] * fp4_scale(w.scales)[..., None]
@@ -35,15 +34,17 @@ def dequantize(w: Quantized, /, *, dtype: Any = None) -> Array:
     return values.reshape(w.shape).astype(wanted)
 
 
-def _dtype(w: Quantized, dtype: Any) -> Any:
-    """The dtype asked for, or the one that the elements have. Raises TypeError where it is not floating."""
+@dequantize.give_types
+def types(w: Any, *, dtype: Any) -> jax.ShapeDtypeStruct:
+    """Of the dtype asked for, or of the one that the elements have. Raises TypeError where it is not floating."""
+    check_quantized("dequantize", w)
     try:
         wanted = jnp.dtype(dtype or (jnp.bfloat16 if w.mode == "mxfp4" else w.scales.dtype))
     except TypeError:
         raise TypeError(f"dequantize: dtype is {dtype!r}, which is no dtype") from None
     if not jnp.issubdtype(wanted, jnp.floating):
         raise TypeError(f"dequantize: dtype is {wanted.name}; it must be one of floating-point numbers")
-    return wanted
+    return jax.ShapeDtypeStruct(w.shape, wanted)
 
 
 def check_quantized(name: str, w: Any) -> None:

@@ -30,10 +30,16 @@ def quantized_matmul(x: Array, w: Quantized, /) -> Array:
     ``x`` has a gradient, ``g @ dequantize(w)``; to train scales and biases write ``x @ dequantize(w).T``, where MLX has
     gradients for them here too.
     """
-    require_floating("quantized_matmul", x=x)
-    check_quantized("quantized_matmul", w)
+    types(x, w)
     weight = jax.lax.stop_gradient(dequantize.definition(w))
     return jnp.matmul(wide(x), wide(weight).T).astype(x.dtype)
+
+
+@quantized_matmul.give_types
+def types(x: Any, w: Any) -> jax.ShapeDtypeStruct:
+    require_floating("quantized_matmul", x=x)
+    check_quantized("quantized_matmul", w)
+    return jax.ShapeDtypeStruct((*x.shape[:-1], w.shape[0]), x.dtype)
 
 
 @quantized_matmul.give_samples

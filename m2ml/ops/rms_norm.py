@@ -24,11 +24,17 @@ def rms_norm(x: Array, weight: Array | None = None, /, *, eps: float = 1e-6) -> 
     is worked out in float32 and rounded once. ``eps`` is added to the mean of squares. Raises TypeError where an array
     is not floating.
     """
-    require_floating("rms_norm", x=x, weight=weight)
-    require_at_least("rms_norm", 0, eps=eps)
+    types(x, weight, eps=eps)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     normal = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (normal if weight is None else normal * weight.astype(wide.dtype)).astype(x.dtype)
+
+
+@rms_norm.give_types
+def types(x: Any, weight: Any, *, eps: float) -> jax.ShapeDtypeStruct:
+    require_floating("rms_norm", x=x, weight=weight)
+    require_at_least("rms_norm", 0, eps=eps)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 @rms_norm.give_samples

@@ -32,14 +32,21 @@ def rope(
     angle of ``a`` radians is off by up to ``a * 2**-24``. Raises ValueError where ``2 f`` exceeds ``dim``, TypeError
     where ``x`` or the frequencies are not floating.
     """
-    require_floating("rope", x=x, inverse_frequencies=inverse_frequencies)
-    count, dim = inverse_frequencies.shape[0], x.shape[-1]
-    require("rope", 2 * count <= dim, f"{count} inverse_frequencies rotate {2 * count} dimensions but x has {dim}")
+    types(x, positions, inverse_frequencies)
+    count = inverse_frequencies.shape[0]
     angles = wide(positions)[..., None, None] * wide(inverse_frequencies)
     cos, sin = jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude
     first, second = _pairs(wide(x), count, interleaved)
     turned = _together(first * cos - second * sin, second * cos + first * sin, interleaved)
     return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * count :]], axis=-1)
+
+
+@rope.give_types
+def types(x: Any, positions: Any, inverse_frequencies: Any, **static: Any) -> jax.ShapeDtypeStruct:
+    require_floating("rope", x=x, inverse_frequencies=inverse_frequencies)
+    count, dim = inverse_frequencies.shape[0], x.shape[-1]
+    require("rope", 2 * count <= dim, f"{count} inverse_frequencies rotate {2 * count} dimensions but x has {dim}")
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _pairs(x: Array, count: int, interleaved: bool) -> tuple[Array, Array]:

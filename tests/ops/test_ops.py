@@ -19,6 +19,7 @@ from m2ml.equivalence.ops import (
     check_vmap,
     fault_is_caught,
     implementations,
+    in_dtype,
     planted,
     what_ran,
 )
@@ -76,6 +77,19 @@ def test_values_in_half_precision(name, dtype, ran):
     for sample in samples:
         check_values(ops[name], sample, dtype, on)
     ran(ops[name], dtype, samples, on)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, op in ops.items() if op.types))
+def test_types_are_those_of_the_definition(name):
+    """With every residual that its backward pass asks for, too."""
+    op = ops[name]
+    for dtype, sample in ((dtype, sample) for i, dtype in enumerate(DTYPES) for sample in sampled(op, 3, i)):
+        leaves, tree = jax.tree.flatten(in_dtype(sample, dtype))
+        avals = [jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype) for x in leaves]
+        call, _ = op.bind(jax.tree.unflatten(tree, leaves), sample.static)
+        for asked in (call, call.with_static(op.residuals)):
+            wanted = jax.eval_shape(lambda *xs, asked=asked: asked.run(op.definition, xs), *avals)
+            assert asked.out(avals) == wanted, f"{sample.name} in {np.dtype(dtype).name}"
 
 
 def few(op, most=5):
