@@ -8,6 +8,7 @@ from typing import Any
 
 import m2ml
 from m2ml.errors import M2mlError
+from m2ml.generation.garbage import collected_later
 from m2ml.generation.language_model import LanguageModel
 from m2ml.generation.sampling import Bits, Sampling
 from m2ml.generation.session import Session
@@ -175,9 +176,7 @@ def _pieces(
         statistics.add(len(pieces))
         return pieces
 
-    session.read(new)
-    tokens = session.choose(sampling, bits.next())
-    known = _known(tokens)
+    tokens, known = _first(session, new, sampling, bits)
     yield from added(known)
     if all(row.ended for row in rows):
         return
@@ -191,6 +190,13 @@ def _pieces(
         if all(row.ended for row in rows):
             return
         tokens = following
+
+
+@collected_later()
+def _first(session: Session, new: Sequence[Sequence[int]], sampling: Sampling, bits: Bits) -> tuple[Any, list[int]]:
+    session.read(new)
+    tokens = session.choose(sampling, bits.next())
+    return tokens, _known(tokens)
 
 
 def _known(tokens: Any) -> list[int]:

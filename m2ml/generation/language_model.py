@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from m2ml.generation.garbage import collected_later
 from m2ml.models.checkpoints import Checkpoint, open_checkpoint
 from m2ml.models.decoder import Decoder
 from m2ml.models.decoder_config import DecoderConfig
@@ -66,8 +67,9 @@ def load(
     backend = backend or m2ml.current()
     config = replace(config_of(checkpoint), dtype=dtype or _dtype(checkpoint, backend))
     check_dtype(config.dtype)
-    tokenizer = tokenizer_of(checkpoint)  # before the weights, so that what making it takes is free for them
-    params = load_params(checkpoint, config, backend=backend, dequantize=dequantize)
+    with collected_later():
+        tokenizer = tokenizer_of(checkpoint)  # before the weights, so that what making it takes is free for them
+        params = load_params(checkpoint, config, backend=backend, dequantize=dequantize)
     for kind, change in getattr(checkpoint, "changed", {}).items():
         warnings.warn(
             ConversionWarning(

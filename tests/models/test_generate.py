@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import m2ml
 from m2ml.errors import M2mlError
 from m2ml.generation import Session, generate, load, session
 from m2ml.generation.conversation import Conversation
+from m2ml.generation.garbage import collected_later
 from m2ml.generation.language_model import LanguageModel
 from m2ml.generation.stopping import StopStrings
+from m2ml.models import decoder
 from m2ml.models.settings import CheckpointError
 from m2ml.models.tokenizer import Tokenizer, from_folder, saved
 
@@ -27,7 +30,8 @@ PROMPTS = ([3, 14, 15, 9, 2, 6, 5, 35, 8, 9], [2, 7, 18], [1])
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks and caches so small that a short text crosses them."""
+    """Chunks and caches so small that a short text crosses them, and chunks of which the last layer works on all."""
+    monkeypatch.setattr(decoder, "_FEW", 2)
     monkeypatch.setattr(session, "CHUNK", 4)
     monkeypatch.setattr(session, "_SIZES", (1, 2, 4))
     monkeypatch.setattr(session, "_CAPACITIES", (8, 16))
@@ -154,6 +158,17 @@ def test_what_cannot_be_written_is_said(model_of: Callable[[str, str], LanguageM
     whole.text()
     assert whole.ended == ["context"]
     assert len(whole.tokens[0]) == 2
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_is_collected_as_before_once_it_is_left(collects: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    switched = [collects]
+    monkeypatch.setattr(gc, "isenabled", lambda: switched[-1])
+    monkeypatch.setattr(gc, "enable", lambda: switched.append(True))
+    monkeypatch.setattr(gc, "disable", lambda: switched.append(False))
+    with collected_later():
+        assert not gc.isenabled()
+    assert gc.isenabled() == collects
 
 
 def test_stop_strings_may_come_in_pieces() -> None:
