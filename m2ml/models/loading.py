@@ -42,7 +42,8 @@ def load_params(checkpoint: Checkpoint, config: DecoderConfig, *, backend: str, 
     Raises `CheckpointError` for tensors that are missing, left over, of another shape or not finite.
     """
 
-    keep = Room().copy if _reads_where_they_lie(backend) else _as
+    engine = _reading_where_they_lie(backend)
+    keep = Room().copy if engine else _as
 
     def ready(part: Any) -> Any:
         if not dequantize and _stays(part, config.dtype, backend):
@@ -52,15 +53,18 @@ def load_params(checkpoint: Checkpoint, config: DecoderConfig, *, backend: str, 
     tree: dict[Any, Any] = {}
     for path, value in read_params(checkpoint, config):
         parts = tuple(map(ready, value)) if isinstance(value, tuple) else ready(value)
-        put(tree, path, to_backend(parts, backend))
+        put(tree, path, parts if engine else to_backend(parts, backend))
         checkpoint.release()
-    return tree
+    if engine is None:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, engine.from_hosts(leaves))
 
 
-def _reads_where_they_lie(backend: str) -> bool:
-    """Whether the backend takes arrays of NumPy without a copy."""
+def _reading_where_they_lie(backend: str) -> XlaBackend | None:
+    """The backend, if it takes arrays of NumPy without a copy."""
     engine = registry.get(backend)
-    return isinstance(engine, XlaBackend) and engine.devices()[0].kind == "cpu"
+    return engine if isinstance(engine, XlaBackend) and engine.devices()[0].kind == "cpu" else None
 
 
 def _stays(weight: Any, dtype: str, backend: str) -> bool:
