@@ -107,7 +107,7 @@ def run(code: str, *arguments: object) -> dict[str, float]:
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": ""},  # modules as pip leaves them
     )
     found: dict[str, float] = json.loads(said.stdout.splitlines()[-1])
     return found
