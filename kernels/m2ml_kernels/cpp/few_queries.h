@@ -17,6 +17,11 @@ constexpr int kFewRows = 2, kFewVectors = 2;
 #endif
 constexpr int kFewKeys = 4;
 
+// A row times `scale`, of one type as another.
+template <class From, class To> void to_row(const From* from, To* to, int64_t n, float scale) {
+  each_vector(n, [=](int64_t i, auto whole, int64_t count) { store_at(to + i, load_at(from + i, whole, count) * scale, whole, count); });
+}
+
 // scores[r][kKeys] of kRows rows of query[r][width] and `count` keys `step` apart; those of a last few beyond are no scores.
 template <int kRows, class T>
 void few_scores(const float* query, int64_t width, const T* keys, int64_t step, int64_t count, float* scores) {
@@ -147,7 +152,7 @@ template <class T> class FewQueries {
       constexpr int kRows = decltype(rows)::value;
       float correction[kRows];
       for (int r = 0; r < kRows; ++r)
-        to_floats(q_.row(b, head_of(kh, first + r), query_of(first + r)), query + r * rules_.width, rules_.width, rules_.width, rules_.scale);
+        to_row(q_.row(b, head_of(kh, first + r), query_of(first + r)), query + r * rules_.width, rules_.width, rules_.scale);
       few_scores<kRows>(query, rules_.width, k_.row(b, kh, start), k_.step, count, scores);
       for (int r = 0; r < kRows; ++r) {
         float* row = scores + r * kKeys;

@@ -53,34 +53,38 @@ inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1)
 constexpr int64_t kQueries = 48;  // rows of a block of queries, whole tiles
 constexpr int64_t kKeys = 128;    // columns of a block of keys, whole tiles
 static_assert(kQueries % kTileRows == 0 && kKeys % kTileColumns == 0);
+// From one row of scores to the next: a power of two apart, rows would push each other out of the cache.
+constexpr int64_t kScores = kKeys + kTileColumns;
 
 constexpr int64_t kAhead = kLanes;  // rows
 template <class T> void fetch_row(const T* row, int64_t n) {
   for (int64_t i = 0; i < n; i += 64 / sizeof(T)) fetch(row + i);
 }
 
-template <class T> void to_floats(const T* from, float* to, int64_t n, int64_t padded, float scale = 1) {
-  each_vector(n, [&](int64_t i, auto whole, int64_t count) { store_at(to + i, load_at(from + i, whole, count) * scale, whole, count); });
-  std::fill(to + n, to + padded, 0.0f);
-}
+// Where in panels of kRows rows column d of the first row lies, of a whole vector.
+template <int64_t kRows> int64_t in_panel(int64_t d) { return d / kTileColumns * kTileColumns * kRows + d % kTileColumns; }
 
-// Rows of a head, padded with zeros. They lie far apart, so that the memory has to be asked for those to come.
-template <class T>
-void to_floats(const Heads<const T>& from, int64_t b, int64_t h, int64_t begin, int64_t count, int64_t n, float* to, int64_t padded, float scale = 1) {
-  for (int64_t r = 0; r < count; ++r) {
+// Rows of a head as panels of kTileColumns columns, [panel][row of kRows][column], padded with zeros: what products read
+// from either side. Rows of a head lie far apart, so that the memory has to be asked for those to come.
+template <int64_t kRows, class T>
+void to_panels(const Heads<const T>& from, int64_t b, int64_t h, int64_t begin, int64_t count, int64_t n, float* to, float scale = 1) {
+  for (int64_t r = 0; r < count; ++r, to += kTileColumns) {
     fetch_row(from.row(b, h, begin + std::min(r + kAhead, count - 1)), n);
-    to_floats(from.row(b, h, begin + r), to + r * padded, n, padded, scale);
+    const T* row = from.row(b, h, begin + r);
+    each_vector(n, [=](int64_t d, auto whole, int64_t many) { store(to + in_panel<kRows>(d), load_at(row + d, whole, many) * scale); });
+    for (int64_t d = round_up(n, kLanes); d % kTileColumns; d += kLanes) store(to + in_panel<kRows>(d), splat(0));
   }
 }
 
-template <class T> void to_row(const float* from, T* to, int64_t n, float scale) {
-  each_vector(n, [&](int64_t i, auto whole, int64_t count) { store_at(to + i, load_at(from + i, whole, count) * scale, whole, count); });
-}
-
-// Rows of a head from padded ones, times scale(row).
-template <class T, class Scale>
-void to_rows(const float* from, int64_t padded, const Heads<T>& to, int64_t b, int64_t h, int64_t begin, int64_t count, int64_t n, const Scale& scale) {
-  for (int64_t r = 0; r < count; ++r) to_row(from + r * padded, to.row(b, h, begin + r), n, scale(r));
+// Rows of a head from panels, times scale(row).
+template <int64_t kRows, class T, class Scale>
+void from_panels(const float* from, const Heads<T>& to, int64_t b, int64_t h, int64_t begin, int64_t count, int64_t n, const Scale& scale) {
+  for (int64_t r = 0; r < count; ++r, from += kTileColumns) {
+    fetch_row(to.row(b, h, begin + std::min(r + kAhead, count - 1)), n);
+    T* row = to.row(b, h, begin + r);
+    const float factor = scale(r);
+    each_vector(n, [=](int64_t d, auto whole, int64_t many) { store_at(row + d, load(from + in_panel<kRows>(d)) * factor, whole, many); });
+  }
 }
 
 // rows[count][width] as panels of kTileColumns columns: the transpose, packed for products. Missing rows are zero.
@@ -111,14 +115,24 @@ struct Parts {
   }
 };
 
-// scores[rows][kKeys] = left keysᵀ, where they are seen: tiles that no query may see are left as they are.
-inline void score(const Parts& parts, int64_t rows, int64_t depth, const float* left, int64_t step, const float* keys, float* scores) {
+// scores[rows][kScores] = left keysᵀ, where they are seen: tiles that no query may see are left as they are.
+inline void score(const Parts& parts, int64_t rows, int64_t depth, const float* left, const float* keys, float* scores) {
   for (int64_t j = 0; j < kKeys; j += kTileColumns)
     for (int64_t r = 0; r < rows; r += kTileRows) {
       const Part& part = parts.of[r / kTileRows];
       if (part.first < j + kTileColumns && j < part.last)
-        tile_rows<false>(std::min<int64_t>(kTileRows, rows - r), depth, left + r * step, step, 1, keys + j * depth, kTileColumns,
-                         scores + r * kKeys + j, kKeys);
+        tile_rows<false, kTileColumns, 1>(std::min<int64_t>(kTileRows, rows - r), depth, left + r * kTileColumns, kTileColumns,
+                                          kQueries * kTileColumns, keys + j * depth, scores + r * kScores + j, kScores);
+    }
+}
+
+// to[rows] += scores[rows][kScores] right[kKeys], both of them panels, where they are seen.
+inline void add_seen(const Parts& parts, int64_t rows, const float* scores, const float* right, int64_t wide, float* to) {
+  for (int64_t d = 0; d < wide; d += kTileColumns)
+    for (int64_t r = 0; r < rows; r += kTileRows) {
+      const Part& part = parts.of[r / kTileRows];
+      tile_rows<true, kScores, 1>(std::min<int64_t>(kTileRows, rows - r), part.last - part.first, scores + r * kScores + part.first, kKeys, 0,
+                                  right + d * kKeys + part.first * kTileColumns, to + d * kQueries + r * kTileColumns, kTileColumns);
     }
 }
 
