@@ -27,10 +27,15 @@ constexpr int64_t kPanel = kPanelVectors * kLanes;
 constexpr int64_t kAhead = 1 << 11;  // words from what is read to what is asked for, about
 constexpr int64_t kGrain = 4096;  // words for which a second thread is worth its while
 
+// The team's work of one type: it is compiled once for all formats.
+inline void in_parallel(const Call& call, int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& work) {
+  Team::parallel(call, count, grain, work);
+}
+
 // 32 codes are kBits words, which always belong to one group: x stays in order, beside its sums by lane.
 template <int kBits, int kRows> class UnitByUnit {
  public:
-  UnitByUnit(const Format& f, const float* x, int64_t rows)
+  __attribute__((noinline)) UnitByUnit(const Format& f, const float* x, int64_t rows)
       : inputs_(f.inputs), group_(f.group), x_(kRows * f.inputs), sums_(kRows * f.groups * kLanes) {
     std::copy_n(x, rows * inputs_, x_.data());
     for (int64_t r = 0; r < rows; ++r)
@@ -127,19 +132,24 @@ __attribute__((noinline)) void product_of_panel(int64_t rows, int64_t depth, con
 
 // kLanes rows of the weight, or as many as there are, from row o on: elements [begin, begin + depth), each row a lane of a
 // vector; the lanes of others are between.
-template <class Codes, class S>
-void decode(const Format& f, const uint32_t* words, const S* scales, const S* biases, int64_t o, int64_t begin, int64_t depth, float* to) {
+template <class Codes> void decode(const Format& f, const Weight& weight, int64_t o, int64_t begin, int64_t depth, float* to) {
   constexpr int kBits = Codes::kBits;
   const int64_t count = std::clamp<int64_t>(f.outputs - o, 0, kLanes), first = begin / f.group, groups = (begin + depth - 1) / f.group - first + 1;
   thread_local std::vector<Floats> memory;
-  memory.resize(depth * kBits / 32 + 2 * groups);
-  float *unit = reinterpret_cast<float*>(memory.data()), *scale = unit + depth * kBits / 32 * kLanes, *bias = scale + groups * kLanes;
-  pack_vector<kLanes>(reinterpret_cast<const float*>(words) + o * f.words + begin * kBits / 32, f.words, count, depth * kBits / 32, unit);
-  pack_vector<kLanes>(scales + o * f.groups + first, f.groups, count, groups, scale);
-  if constexpr (kBiased<S>) pack_vector<kLanes>(biases + o * f.groups + first, f.groups, count, groups, bias);
+  memory.resize(depth * kBits / 32 + 3 * groups);
+  float *unit = reinterpret_cast<float*>(memory.data()), *scale = unit + depth * kBits / 32 * kLanes;
+  float *bias = scale + groups * kLanes, *rows = bias + groups * kLanes;
+  pack_vector<kLanes>(reinterpret_cast<const float*>(weight.words) + o * f.words + begin * kBits / 32, f.words, count, depth * kBits / 32, unit);
+  const auto pack = [&](const Numbers& numbers, float* to) {
+    for (int64_t i = 0; i < count; ++i) numbers.get((o + i) * f.groups + first, groups, rows + i * groups);
+    pack_vector<kLanes>(rows, groups, count, groups, to);
+  };
+  const bool biased = weight.biases.from;
+  pack(weight.scales, scale);
+  if (biased) pack(weight.biases, bias);
   for (int64_t k = 0; k < depth; k += 32, unit += kBits * kLanes) {
     const int64_t group = ((begin + k) / f.group - first) * kLanes;
-    const Floats by = load(scale + group), from = kBiased<S> ? load(bias + group) : Floats{};
+    const Floats by = load(scale + group), from = biased ? load(bias + group) : Floats{};
 #pragma GCC unroll 32
     for (int j = 0; j < 32; ++j, to += kPanel) {
       const int word = j * kBits / 32, shift = j * kBits % 32;
@@ -152,9 +162,8 @@ void decode(const Format& f, const uint32_t* words, const S* scales, const S* bi
   }
 }
 
-template <class Codes, class S>
-void many_rows(const Call& call, const Format& f, int64_t rows, const float* x, const uint32_t* words, const S* scales, const S* biases, float* y) {
-  Team::parallel(call, (f.outputs + kPanel - 1) / kPanel, 1, [&](int64_t first, int64_t last) {
+template <class Codes> void many_rows(const Call& call, const Format& f, int64_t rows, const float* x, const Weight& weight, float* y) {
+  in_parallel(call, (f.outputs + kPanel - 1) / kPanel, 1, [&](int64_t first, int64_t last) {
     thread_local std::vector<Floats> memory;
     const int64_t most = std::min(kDepth, f.inputs);
     memory.resize(kPanelVectors * most);
@@ -162,7 +171,7 @@ void many_rows(const Call& call, const Format& f, int64_t rows, const float* x, 
     for (int64_t start = first * kPanel; start < std::min(last * kPanel, f.outputs); start += kPanel)
       for (int64_t k = 0; k < f.inputs; k += most) {
         const int64_t depth = std::min(most, f.inputs - k), columns = std::min(kPanel, f.outputs - start);
-        for (int64_t o = start; o < start + kPanel; o += kLanes) decode<Codes, S>(f, words, scales, biases, o, k, depth, panel + o - start);
+        for (int64_t o = start; o < start + kPanel; o += kLanes) decode<Codes>(f, weight, o, k, depth, panel + o - start);
         product_of_panel(rows, depth, x + k, f.inputs, panel, columns, k > 0, y + start, f.outputs);
       }
   });
@@ -194,7 +203,7 @@ bool few_rows(const Call& call, const Format& f, int64_t rows, const float* x, c
   if (f.outputs < kTogether) return false;
   const Seen seen(f, x, rows);
   if (!seen.holds()) return false;
-  Team::parallel(call, (f.outputs + kTogether - 1) / kTogether, 1 + kGrain / (kTogether * f.words + 1), [&](int64_t begin, int64_t end) {
+  in_parallel(call, (f.outputs + kTogether - 1) / kTogether, 1 + kGrain / (kTogether * f.words + 1), [&](int64_t begin, int64_t end) {
     for (int64_t o = begin * kTogether; o < std::min(end * kTogether, f.outputs); o += kTogether) {
       const int64_t left = f.outputs - o;
       if (left >= kTogether) {
@@ -218,7 +227,7 @@ void few_rows(const Call& call, const Format& f, int64_t rows, const float* x, R
     const float* from = x + first * f.inputs;
     float* to = y + first * f.outputs;
     if (!few_rows<Seen, kSpan, kRows, S>(call, f, count, from, weight, to))
-      many_rows<Codes, S>(call, f, count, from, weight.words, weight.scales, weight.biases, to);
+      many_rows<Codes>(call, f, count, from, {weight.words, Numbers::of(weight.scales), Numbers::of(weight.biases)}, to);
   };
   if (rows == 1) return run(std::integral_constant<int, 1>{}, 0);
   for (int64_t first = 0; first < rows; first += 4) run(std::integral_constant<int, 4>{}, first);
@@ -226,7 +235,7 @@ void few_rows(const Call& call, const Format& f, int64_t rows, const float* x, R
 
 template <class Codes, class S>
 void multiply(const Call& call, const Format& f, int64_t rows, const float* x, const uint32_t* words, const S* scales, const S* biases, float* y) {
-  if (rows > kFew) return many_rows<Codes, S>(call, f, rows, x, words, scales, biases, y);
+  if (rows > kFew) return many_rows<Codes>(call, f, rows, x, {words, Numbers::of(scales), Numbers::of(biases)}, y);
   const Row<S> weight{words, scales, biases, words + f.outputs * f.words - (kLanes - 1), kOneRow * std::max<int64_t>(kAhead / (kOneRow * f.words), 1)};
   constexpr int kSmallest = Codes::kBits;  // words of a group of 32
   if constexpr (32 % Codes::kBits) return few_rows<Codes, kLanes, S>(call, f, rows, x, weight, y);

@@ -4,17 +4,9 @@
 // added exactly, four at a time, in 32 bits; what is rounded is the sum of a word.
 #pragma once
 
-#include <vector>
-
-#include "codes.h"
+#include "packed.h"
 
 namespace m2ml {
-
-struct Format { int64_t outputs, inputs, group, groups, words, span; };  // span: words of a group
-
-// A row of the weight; `last` is the first word that lies less than a vector before the end of all rows. What comes
-// `ahead` of it, in rows, is asked for meanwhile.
-template <class S> struct Row { const uint32_t* words; const S *scales, *biases; const uint32_t* last; int64_t ahead; };
 
 // 16 numbers of x, on every machine. Where they take several vectors GCC compares them one by one: nothing here compares.
 typedef float Chunk __attribute__((vector_size(64)));
@@ -76,32 +68,11 @@ inline Products begun(Ints before) { return before; }
 inline Ints ended(Ints, Products sums) { return sums; }
 #endif
 
-// Lane i of the result is lane places[i] of x.
-inline Floats picked(Floats x, Ints places) {
-#if defined(__AVX512F__)
-  return (Floats)_mm512_permutexvar_ps((__m512i)places, (__m512)x);
-#elif defined(__AVX2__)
-  return (Floats)_mm256_permutevar8x32_ps((__m256)x, (__m256i)places);
-#else
-  Floats y;
-  for (int i = 0; i < kLanes; ++i) y[i] = x[places[i]];
-  return y;
-#endif
-}
-
-// What is used several times, in a register: GCC would rather load it each time, and loads are what there is least of.
-template <class V> V held(V x) {
-#if defined(__AVX512F__) && defined(__GNUC__)
-  asm("" : "+v"(x));
-#endif
-  return x;
-}
-
 // Rows of x as the words of a row of the weight see them. The last block of kLanes words ends with the last word; what
 // it shares with the one before is zero.
 template <class Codes, int kRows> class WordByWord {
  public:
-  WordByWord(const Format& f, const float* x, int64_t rows)
+  __attribute__((noinline)) WordByWord(const Format& f, const float* x, int64_t rows)
       : words_(f.words), groups_(f.groups), span_bits_(__builtin_ctzll(f.span)), blocks_((f.words + kLanes - 1) / kLanes),
         parts_((f.groups + kLanes - 1) / kLanes), bytes_(blocks_ * kRows * kVectors), units_(blocks_ * kRows), sums_(kRows * parts_),
         zeros_(Codes::kZero ? blocks_ * kRows : 0) {
