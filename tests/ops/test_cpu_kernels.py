@@ -49,6 +49,38 @@ def test_stores_past_the_cache_are_the_same(tmp_path, name, dtype):
     )
 
 
+ROUNDING = """#include "two.h"
+using namespace m2ml;
+M2ML_KERNEL(rounding) {
+  const float* x = call.in(0).data<float>();
+  with_type(call.out(0).type(), [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    T *one = call.out(0).data<T>(), *two = call.out(1).data<T>();
+    const auto into = [=](T* to) {
+      return [=](int64_t i, auto whole, int64_t n) { store_at(to + i, load_at(x + i, whole, n), whole, n); };
+    };
+    each_vector(call.in(0).count(), into(one));
+    each_two<T>(call.in(0).count(), into(two));
+  });
+}
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halves_are_rounded_to_nearest_even(tmp_path, dtype):
+    """At every exponent and sign, on, below and above the middle; what is not a number stays none."""
+    source = tmp_path / f"rounding_{dtype}.cc"
+    source.write_text(ROUNDING)
+    lower = np.array([[0], [1], [0x1000], [0x7FFF], [0x8000], [0x8001], [0xFFFF]], np.uint32)
+    x = (np.arange(1 << 16, dtype=np.uint32) << 16 | lower).view(np.float32).ravel()[:-3]
+    with np.errstate(over="ignore", invalid="ignore"):
+        wanted = x.astype(jnp.dtype(dtype)).astype(np.float32)
+    tiny = (x != 0) & (np.abs(x) < 2 * np.finfo(np.float32).tiny)  # which AVX-512's own conversion flushes
+    like = jax.ShapeDtypeStruct(x.shape, dtype)
+    for got in handler(source, "rounding")((like, like), jnp.asarray(x)):
+        np.testing.assert_array_equal(np.asarray(got, np.float32)[~tiny], wanted[~tiny])
+
+
 def test_batch_norm_is_left_to_xla_where_that_is_faster():
     def said(dtype, **static):
         norm = m2ml.jit(lambda x, v: ops.batch_norm_act(x, v, v, **static)[0], backend="cpu")

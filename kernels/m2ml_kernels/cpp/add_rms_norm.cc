@@ -16,17 +16,17 @@ template <class T, class W> void forward(const Call& call, float eps, const W* w
     for (int64_t row = begin; row < end; ++row) {
       const T *a = x + row * n, *b = residual + row * n;
       T *to = y + row * n, *sums = total + row * n, *kept = past ? scratch.data() : sums;
-      const float squares = sum_of(n, [=](int64_t i, auto whole, int64_t count) {
+      const float squares = sum_of<T>(n, [=](int64_t i, auto whole, int64_t count) {
         store_at(kept + i, load_at(a + i, whole, count) + load_at(b + i, whole, count), whole, count);
-        const Floats value = load_at(kept + i, whole, count);  // as the next layer sees it, rounded
+        const auto value = load_at(kept + i, whole, count);  // as the next layer sees it, rounded
         return value * value;
       });
       const float scale = 1.0f / std::sqrt(squares / static_cast<float>(n) + eps);
-      each_vector(n, [=](int64_t i, auto whole, int64_t count) {
-        const Floats sum = load_at(kept + i, whole, count);
-        Floats value = sum * scale;
+      each_two<T>(n, [=](int64_t i, auto whole, int64_t count) {
+        const auto sum = load_at(kept + i, whole, count);
+        auto value = sum * scale;
         if (weight) value *= load_at(weight + i, whole, count);
-        if (past) stream(sums + i, sum);
+        if (past) store_at(sums + i, sum, whole, count, past);
         store_at(to + i, value, whole, count, past);
       });
     }

@@ -4,13 +4,14 @@
 
 #include <limits>
 
-#include "vector.h"
+#include "two.h"
 
 namespace m2ml {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 inline Floats where(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
+M2ML_INLINE Two where(TwoInts condition, Two yes, Two no) { return {where(condition.low, yes.low, no.low), where(condition.high, yes.high, no.high)}; }
 // Where one is not a number, b is given.
 inline Floats maximum(Floats a, Floats b) {
 #if defined(__AVX512F__)
@@ -31,11 +32,8 @@ inline Floats minimum(Floats a, Floats b) {
 #endif
 }
 
-// To the nearest whole number, of those that are not beyond 2^22.
-inline Floats rounded(Floats x) {
-  const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds
-  return (x + magic) - magic;
-}
+M2ML_INLINE Two maximum(Two a, Two b) { return {maximum(a.low, b.low), maximum(a.high, b.high)}; }
+M2ML_INLINE Two minimum(Two a, Two b) { return {minimum(a.low, b.low), minimum(a.high, b.high)}; }
 
 inline float largest(Floats x) {
   typedef float Quarter __attribute__((vector_size(16)));
@@ -45,34 +43,36 @@ inline float largest(Floats x) {
   return std::max(std::max(part[0][0], part[0][2]), std::max(part[0][1], part[0][3]));
 }
 
-// value * 2^power of whole powers; 2^128 is no float, so that elsewhere the power is applied in two halves.
+// (1 + value) * 2^power of whole powers from -254 on, which come with kRounding added: in two halves, for 2^128 is no float.
+constexpr float kRounding = 12582912.0f + 254.0f;  // 1.5 * 2^23: adding it rounds; and twice the bias of exponents
 inline Floats scaled(Floats value, Floats power) {
 #if defined(__AVX512F__)
-  return (Floats)_mm512_scalef_ps((__m512)value, (__m512)power);
+  return (Floats)_mm512_scalef_ps((__m512)(value + 1.0f), (__m512)(power - kRounding));
 #else
-  const Ints whole = __builtin_convertvector(power, Ints), half = whole >> 1;
-  const Ints low = (half + 127) << 23, high = (whole - half + 127) << 23;
-  Floats a, b;
-  std::memcpy(&a, &low, sizeof a);
-  std::memcpy(&b, &high, sizeof b);
-  return value * a * b;
+  const Words both = (Words)power, half = both >> 1;
+  const Floats low = (Floats)(half << 23);
+  return (value * low + low) * (Floats)((both - half) << 23);
 #endif
 }
+M2ML_INLINE Two scaled(Two value, Two power) { return {scaled(value.low, power.low), scaled(value.high, power.high)}; }
 
-// exp(x); 0 below -104 and infinity above 88.7. NaN stays NaN.
-inline Floats exp(Floats x) {
-  const Floats clamped = minimum(splat(88.8f), maximum(splat(-110), x));
-  const Floats whole = rounded(clamped * 1.44269504088896341f);
-  Floats r = clamped - whole * 0.693359375f;
-  r = r + whole * 2.12194440e-4f;
-  Floats p = splat(1.384360716e-3f);
-  p = p * r + 8.374195546e-3f;
+// Below, V is Floats or Two.
+
+// exp(kSign x); 0 below -104 and infinity above 88.7. NaN stays NaN.
+template <int kSign, class V> M2ML_INLINE V exp_signed(V x) {
+  constexpr float sign = kSign;
+  const V bounded = kSign > 0 ? minimum(V(splat(88.8f)), maximum(V(splat(-110)), x)) : minimum(V(splat(110)), maximum(V(splat(-88.8f)), x));
+  const V power = bounded * (sign * 1.44269504088896341f) + kRounding, whole = power - kRounding;
+  const V r = (bounded - whole * (sign * 0.693359375f)) + whole * (sign * 2.12194440e-4f);
+  V p = splat(1.384360716e-3f);
+  p = p * r + sign * 8.374195546e-3f;
   p = p * r + 4.166800529e-2f;
-  p = p * r + 1.666643023e-1f;
+  p = p * r + sign * 1.666643023e-1f;
   p = p * r + 4.999999404e-1f;
-  p = p * r + 1.0f;
-  return scaled(p * r + 1.0f, whole);
+  p = p * r + sign;
+  return scaled(p * r, power);
 }
+template <class V> M2ML_INLINE V exp(V x) { return exp_signed<1>(x); }
 
 // exp(x) of what is not above 0 but by its rounding, as the logarithms of weights are: 0 below -87.7. NaN stays NaN.
 // Each step is taken for all vectors in turn, so that they need not wait for their own results.
@@ -91,7 +91,7 @@ template <int kCount> inline void exp_falling(Floats (&x)[kCount]) {
   each([&](int i) { x[i] = p[i] * (Floats)((Words)power[i] << 23); });
 }
 
-inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp(-x)); }
+template <class V> M2ML_INLINE V sigmoid(V x) { return 1.0f / (1.0f + exp_signed<-1>(x)); }
 
 inline Floats tanh(Floats x) {
   const Floats size = maximum(x, -x), square = x * x;
@@ -110,14 +110,14 @@ inline Floats tanh(Floats x) {
 //
 // P(-x) = exp(-x^2 / 2) Q((z - 2) / (z + 2)) / (z + 2) for z = x / sqrt(2) >= 0, where Q is a polynomial fitted to
 // (z + 2) exp(z^2) erfc(z) / 2 up to z = 10, whose error is 7e-8.
-struct Normal { Floats below, density; };
-inline Normal normal(Floats x) {
-  const Floats share = 1.0f / (maximum(x, -x) * 0.70710678f + 2.0f), at = 1.0f - 4.0f * share, e = exp(x * x * -0.5f);
-  Floats p = splat(-2.307380346e-4f);
+template <class V> struct Normal { V below, density; };
+template <class V> M2ML_INLINE Normal<V> normal(V x) {
+  const V share = 1.0f / (maximum(x, -x) * 0.70710678f + 2.0f), at = 1.0f - 4.0f * share, e = exp(x * x * -0.5f);
+  V p = splat(-2.307380346e-4f);
   for (const float next : {-3.773367498e-4f, 1.489527291e-3f, 3.218646627e-3f, -1.074178889e-2f, -1.821759343e-2f, 1.397348195e-1f,
                            -3.435804844e-1f, 5.107913613e-1f})
     p = p * at + next;
-  const Floats tail = e * share * p;
+  const V tail = e * share * p;
   return {where(x < splat(0), tail, 1.0f - tail), e * 0.39894228f};
 }
 

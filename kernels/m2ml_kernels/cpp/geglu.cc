@@ -7,8 +7,8 @@
 namespace m2ml {
 
 // sigmoid(2 u) and the derivative of 2 u.
-inline Activated bent(Floats x) {
-  const Floats square = x * x;
+template <class V> M2ML_INLINE Activated<V> bent(V x) {
+  const V square = x * x;
   return {sigmoid(x * (1.5957691f + 0.071354814f * square)), 1.5957691f + 0.21406444f * square};
 }
 
@@ -16,19 +16,19 @@ inline Activated bent(Floats x) {
 
 M2ML_KERNEL(geglu) {
   using namespace m2ml;
-  if (call.integer("approximate")) return gate_forward(call, [](Floats x) { return x * bent(x).value; });
-  gate_forward(call, [](Floats x) { return x * normal(x).below; });
+  if (call.integer("approximate")) return gate_forward(call, [](auto x) { return x * bent(x).value; });
+  gate_forward(call, [](auto x) { return x * normal(x).below; });
 }
 
 M2ML_KERNEL(geglu_backward) {
   using namespace m2ml;
   if (call.integer("approximate"))
-    return gate_backward(call, [](Floats x) {
-      const Activated s = bent(x);
+    return gate_backward(call, [](auto x) {
+      const auto s = bent(x);
       return Activated{x * s.value, s.value * (1.0f + x * (1.0f - s.value) * s.slope)};
     });
-  gate_backward(call, [](Floats x) {
-    const Normal p = normal(x);
+  gate_backward(call, [](auto x) {
+    const auto p = normal(x);
     return Activated{x * p.below, p.below + x * p.density};
   });
 }

@@ -10,8 +10,8 @@ namespace m2ml {
 struct Moments { float mean, inverse; };
 
 // x - mean, and 0 behind the end of a row.
-template <class T, bool kWhole> Floats apart_from(float mean, const T* x, int64_t i, std::integral_constant<bool, kWhole>, int64_t count) {
-  if constexpr (kWhole) return load(x + i) - mean;
+template <class T, class Whole> auto apart_from(float mean, const T* x, int64_t i, Whole whole, int64_t count) {
+  if constexpr (Whole::value) return load_at(x + i, whole, count) - mean;
   else return load_part(x + i, count, mean) - mean;
 }
 
@@ -20,15 +20,15 @@ inline bool near_zero(float mean, float squares) { return mean * mean < 0.75f * 
 
 template <class T> Moments moments(const T* x, int64_t n, float eps) {
   const float size = static_cast<float>(n);
-  const auto [all, all_squares] = sums_of<2>(n, [=](int64_t i, auto whole, int64_t count) {
-    const Floats value = load_at(x + i, whole, count);
-    return Terms<2>{value, value * value};
+  const auto [all, all_squares] = sums_of<T, 2>(n, [=](int64_t i, auto whole, int64_t count) {
+    const auto value = load_at(x + i, whole, count);
+    return Terms{value, value * value};
   }).of;
   const float mean = all / size;
   float variance = all_squares / size - mean * mean;
   if (!near_zero(mean, all_squares / size))
-    variance = sum_of(n, [=](int64_t i, auto whole, int64_t count) {
-      const Floats apart = apart_from(mean, x, i, whole, count);
+    variance = sum_of<T>(n, [=](int64_t i, auto whole, int64_t count) {
+      const auto apart = apart_from(mean, x, i, whole, count);
       return apart * apart;
     }) / size;
   return {mean, 1.0f / std::sqrt(variance + eps)};
@@ -44,9 +44,9 @@ template <class T, class W> void forward(const Call& call, float eps, const W* w
       const T* from = x + row * n;
       T* to = y + row * n;
       const Moments m = moments(from, n, eps);
-      each_vector(n, [=](int64_t i, auto whole, int64_t count) {
+      each_two<T>(n, [=](int64_t i, auto whole, int64_t count) {
         fetch(from + n + i);
-        Floats value = (load_at(from + i, whole, count) - m.mean) * m.inverse;
+        auto value = (load_at(from + i, whole, count) - m.mean) * m.inverse;
         if (weight) value *= load_at(weight + i, whole, count);
         if (bias) value += load_at(bias + i, whole, count);
         store_at(to + i, value, whole, count, past);
@@ -61,21 +61,21 @@ struct Row { float mean, inverse, level, along; };
 // x lies `apart` before the row that comes next.
 template <class T, class W> Row about(const T* x, const T* dy, const W* weight, int64_t n, float eps, int64_t apart) {
   const auto slope = [=](int64_t i, auto whole, int64_t count) {
-    const Floats d = load_at(dy + i, whole, count);
+    const auto d = load_at(dy + i, whole, count);
     return weight ? d * load_at(weight + i, whole, count) : d;
   };
   const float size = static_cast<float>(n);
-  const auto [all, all_squares, slopes, products] = sums_of<4>(n, [=](int64_t i, auto whole, int64_t count) {
+  const auto [all, all_squares, slopes, products] = sums_of<T, 4>(n, [=](int64_t i, auto whole, int64_t count) {
     fetch(x + apart + i);
-    const Floats value = load_at(x + i, whole, count), d = slope(i, whole, count);
-    return Terms<4>{value, value * value, d, d * value};
+    const auto value = load_at(x + i, whole, count), d = slope(i, whole, count);
+    return Terms{value, value * value, d, d * value};
   }).of;
   const float mean = all / size;
   float variance = all_squares / size - mean * mean, along = products - mean * slopes;
   if (!near_zero(mean, all_squares / size)) {
-    const auto [apart_squares, apart_products] = sums_of<2>(n, [=](int64_t i, auto whole, int64_t count) {
-      const Floats apart = apart_from(mean, x, i, whole, count);
-      return Terms<2>{apart * apart, slope(i, whole, count) * apart};
+    const auto [apart_squares, apart_products] = sums_of<T, 2>(n, [=](int64_t i, auto whole, int64_t count) {
+      const auto apart = apart_from(mean, x, i, whole, count);
+      return Terms{apart * apart, slope(i, whole, count) * apart};
     }).of;
     variance = apart_squares / size, along = apart_products;
   }
@@ -87,18 +87,20 @@ template <class T, class W> Row about(const T* x, const T* dy, const W* weight, 
 template <int kRows, class T, class W> void add_gradients(const T* x, const T* dy, const W* weight, T* dx, float* total, int64_t n, float eps, bool past) {
   Row rows[kRows];
   for (int k = 0; k < kRows; ++k) rows[k] = about(x + k * n, dy + k * n, weight, n, eps, kRows * n);
-  each_vector(n, [=](int64_t i, auto whole, int64_t count) {
-    const Floats w = weight ? load_at(weight + i, whole, count) : splat(1);
-    Floats sums = weight ? load_at(total + i, whole, count) : splat(0), plain = weight ? load_at(total + n + i, whole, count) : splat(0);
+  each_two<T>(n, [=](int64_t i, auto whole, int64_t count) {
+    using V = decltype(load_at(x, whole, count));
+    const auto own = in_order(whole);
+    const V w = weight ? load_at(weight + i, whole, count) : V(splat(1));
+    V sums = weight ? load_at(total + i, own, count) : V(splat(0)), plain = weight ? load_at(total + n + i, own, count) : V(splat(0));
     for (int k = 0; k < kRows; ++k) {
       const Row& r = rows[k];
       const T *from = x + k * n + i, *given = dy + k * n + i;
       fetch(given + kRows * n);
-      const Floats z = (load_at(from, whole, count) - r.mean) * r.inverse, d = load_at(given, whole, count);
+      const V z = (load_at(from, whole, count) - r.mean) * r.inverse, d = load_at(given, whole, count);
       store_at(dx + k * n + i, d * r.inverse * w - r.level - z * r.along, whole, count, past);
       sums += d * z, plain += d;
     }
-    if (weight) store_at(total + i, sums, whole, count), store_at(total + n + i, plain, whole, count);
+    if (weight) store_at(total + i, sums, own, count), store_at(total + n + i, plain, own, count);
   });
 }
 
@@ -114,8 +116,8 @@ template <class T, class W> void backward(const Call& call, float eps, const W* 
     };
     each_few_rows<T>(begin, end, add);
   });
-  if (weight) sums.write(0, call.out(1).data<W>());
-  if (weight && call.integer("bias")) sums.write(1, call.out(2).data<W>());
+  if (weight) sums.write<T>(0, call.out(1).data<W>());
+  if (weight && call.integer("bias")) sums.write<T>(1, call.out(2).data<W>());
 }
 
 }  // namespace m2ml

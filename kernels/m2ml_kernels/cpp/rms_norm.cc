@@ -6,8 +6,8 @@
 namespace m2ml {
 
 template <class T> float inverse_root(const T* x, int64_t n, float eps) {
-  const float squares = sum_of(n, [=](int64_t i, auto whole, int64_t count) {
-    const Floats value = load_at(x + i, whole, count);
+  const float squares = sum_of<T>(n, [=](int64_t i, auto whole, int64_t count) {
+    const auto value = load_at(x + i, whole, count);
     return value * value;
   });
   return 1.0f / std::sqrt(squares / static_cast<float>(n) + eps);
@@ -23,9 +23,9 @@ template <class T, class W> void forward(const Call& call, float eps, const W* w
       const T* from = x + row * n;
       T* to = y + row * n;
       const float scale = inverse_root(from, n, eps);
-      each_vector(n, [=](int64_t i, auto whole, int64_t count) {
+      each_two<T>(n, [=](int64_t i, auto whole, int64_t count) {
         fetch(from + n + i);
-        Floats value = load_at(from + i, whole, count) * scale;
+        auto value = load_at(from + i, whole, count) * scale;
         if (weight) value *= load_at(weight + i, whole, count);
         store_at(to + i, value, whole, count, past);
       });
@@ -38,25 +38,26 @@ template <int kRows, class T, class W> void add_gradients(const T* x, const T* d
   struct Row { float r, shrink; } rows[kRows];
   for (int k = 0; k < kRows; ++k) {
     const T *from = x + k * n, *given = dy + k * n;
-    const auto [squares, along] = sums_of<2>(n, [=](int64_t i, auto whole, int64_t count) {
+    const auto [squares, along] = sums_of<T, 2>(n, [=](int64_t i, auto whole, int64_t count) {
       fetch(from + kRows * n + i);
-      const Floats value = load_at(from + i, whole, count), d = load_at(given + i, whole, count);
-      return Terms<2>{value * value, (weight ? d * load_at(weight + i, whole, count) : d) * value};
+      const auto value = load_at(from + i, whole, count), d = load_at(given + i, whole, count);
+      return Terms{value * value, (weight ? d * load_at(weight + i, whole, count) : d) * value};
     }).of;
     const float size = static_cast<float>(n), r = 1.0f / std::sqrt(squares / size + eps);
     rows[k] = {r, along / size * r * r * r};
   }
-  each_vector(n, [=](int64_t i, auto whole, int64_t count) {
-    const Floats w = weight ? load_at(weight + i, whole, count) : splat(1);
-    Floats sums = weight ? load_at(total + i, whole, count) : splat(0);
+  each_two<T>(n, [=](int64_t i, auto whole, int64_t count) {
+    using V = decltype(load_at(x, whole, count));
+    const V w = weight ? load_at(weight + i, whole, count) : V(splat(1));
+    V sums = weight ? load_at(total + i, in_order(whole), count) : V(splat(0));
     for (int k = 0; k < kRows; ++k) {
       const T *from = x + k * n + i, *given = dy + k * n + i;
       fetch(given + kRows * n);
-      const Floats value = load_at(from, whole, count), d = load_at(given, whole, count) * rows[k].r;
+      const V value = load_at(from, whole, count), d = load_at(given, whole, count) * rows[k].r;
       store_at(dx + k * n + i, d * w - value * rows[k].shrink, whole, count, past);
       sums += d * value;
     }
-    if (weight) store_at(total + i, sums, whole, count);
+    if (weight) store_at(total + i, sums, in_order(whole), count);
   });
 }
 
@@ -72,7 +73,7 @@ template <class T, class W> void backward(const Call& call, float eps, const W* 
     };
     each_few_rows<T>(begin, end, add);
   });
-  if (weight) sums.write(0, call.out(1).data<W>());
+  if (weight) sums.write<T>(0, call.out(1).data<W>());
 }
 
 }  // namespace m2ml

@@ -11,14 +11,14 @@ namespace m2ml {
 struct Angles { const float *cosine, *sine; int64_t count; };
 
 // kVectors vectors of pairs from pair i on, of all heads of a token: their sines stay in registers.
-template <int kVectors, class T, bool kWhole>
-void rotate_heads(const T* x, T* y, const Angles& angles, int64_t heads, int64_t dim, int64_t i, std::integral_constant<bool, kWhole> whole, int64_t n, bool past) {
-  Floats c[kVectors], s[kVectors];
-  for (int k = 0; k < kVectors; ++k) c[k] = load_at(angles.cosine + i + k * kLanes, whole, n), s[k] = load_at(angles.sine + i + k * kLanes, whole, n);
+template <int kVectors, class T, class Whole>
+void rotate_heads(const T* x, T* y, const Angles& angles, int64_t heads, int64_t dim, int64_t i, Whole whole, int64_t n, bool past) {
+  decltype(load_at(x, whole, n)) c[kVectors], s[kVectors];
+  for (int k = 0; k < kVectors; ++k) c[k] = load_at(angles.cosine + i + k * n, whole, n), s[k] = load_at(angles.sine + i + k * n, whole, n);
   for (int64_t h = 0; h < heads; ++h, x += dim, y += dim)
     for (int k = 0; k < kVectors; ++k) {
-      const int64_t at = i + k * kLanes;
-      const Floats a = load_at(x + at, whole, n), b = load_at(x + angles.count + at, whole, n);
+      const int64_t at = i + k * n;
+      const auto a = load_at(x + at, whole, n), b = load_at(x + angles.count + at, whole, n);
       store_at(y + at, a * c[k] - b * s[k], whole, n, past);
       store_at(y + angles.count + at, b * c[k] + a * s[k], whole, n, past);
     }
@@ -26,9 +26,11 @@ void rotate_heads(const T* x, T* y, const Angles& angles, int64_t heads, int64_t
 
 // A whole line of the cache at a time, if there are so many pairs.
 template <class T> void rotate_halves(const T* x, T* y, const Angles& angles, int64_t heads, int64_t dim, bool past) {
+  const std::conditional_t<kTwoAtOnce, Both<T>, std::integral_constant<bool, true>> whole;
+  constexpr int64_t kStep = kTwoAtOnce ? 2 * kLanes : kLanes;
   int64_t i = 0;
-  for (; i + 2 * kLanes <= angles.count; i += 2 * kLanes) rotate_heads<2>(x, y, angles, heads, dim, i, std::integral_constant<bool, true>{}, kLanes, past);
-  each_vector(angles.count - i, [&, i](int64_t j, auto whole, int64_t n) { rotate_heads<1>(x, y, angles, heads, dim, i + j, whole, n, past); });
+  for (; i + 2 * kStep <= angles.count; i += 2 * kStep) rotate_heads<2>(x, y, angles, heads, dim, i, whole, kStep, past);
+  each_two<T>(angles.count - i, [&, i](int64_t j, auto whole, int64_t n) { rotate_heads<1>(x, y, angles, heads, dim, i + j, whole, n, past); });
 }
 
 inline Floats neighbours_exchanged(Floats x) {
@@ -39,10 +41,15 @@ inline Floats neighbours_exchanged(Floats x) {
 #endif
 }
 
+template <class T> Floats neighbours_exchanged(const T*, Floats x) { return neighbours_exchanged(x); }
+template <class T> M2ML_INLINE Two neighbours_exchanged(const T*, Two x) {
+  return kEvenAndOdd<T> ? Two{x.high, x.low} : Two{neighbours_exchanged(x.low), neighbours_exchanged(x.high)};
+}
+
 template <class T> void rotate_neighbours(const T* x, T* y, const Angles& angles, bool past) {
-  each_vector(2 * angles.count, [=](int64_t i, auto whole, int64_t n) {
-    const Floats a = load_at(x + i, whole, n), c = load_at(angles.cosine + i, whole, n), s = load_at(angles.sine + i, whole, n);
-    store_at(y + i, a * c + neighbours_exchanged(a) * s, whole, n, past);
+  each_two<T>(2 * angles.count, [=](int64_t i, auto whole, int64_t n) {
+    const auto a = load_at(x + i, whole, n), c = load_at(angles.cosine + i, whole, n), s = load_at(angles.sine + i, whole, n);
+    store_at(y + i, a * c + neighbours_exchanged(x, a) * s, whole, n, past);
   });
 }
 

@@ -12,16 +12,22 @@ template <class T> float largest_of(const T* x, int64_t v) {
   for (Floats& t : top) t = splat(-kInfinity);
   int64_t i = 0;
   for (; i + 4 * kLanes <= v; i += 4 * kLanes)
-    for (int k = 0; k < 4; ++k) top[k] = maximum(load(x + i + k * kLanes), top[k]);
+    if constexpr (kTwoAtOnce)
+      for (int k = 0; k < 4; k += 2) {
+        const Two next = load_at(x + i + k * kLanes, Both<T>{}, 2 * kLanes);
+        top[k] = maximum(next.low, top[k]), top[k + 1] = maximum(next.high, top[k + 1]);
+      }
+    else
+      for (int k = 0; k < 4; ++k) top[k] = maximum(load(x + i + k * kLanes), top[k]);
   for (; i < v; i += kLanes) top[0] = maximum(v - i < kLanes ? load_part(x + i, v - i, -kInfinity) : load(x + i), top[0]);
   return largest(maximum(maximum(top[0], top[1]), maximum(top[2], top[3])));
 }
 
 template <class T> float log_sum_exp(const T* x, int64_t v) {
   const float most = largest_of(x, v), shift = std::isfinite(most) ? most : 0.0f;
-  const float total = sum_of(v, [=](int64_t i, auto whole, int64_t n) {
+  const float total = sum_of<T>(v, [=](int64_t i, auto whole, int64_t n) {
     fetch(x + v + i);
-    if constexpr (decltype(whole)::value) return exp(load(x + i) - shift);
+    if constexpr (decltype(whole)::value) return exp(load_at(x + i, whole, n) - shift);
     else return exp(load_part(x + i, n, -kInfinity) - shift);
   });
   return std::log(total) + shift;
@@ -52,7 +58,7 @@ M2ML_KERNEL(softmax_cross_entropy) {
         const float lse = lses[row] = log_sum_exp(x, v);
         float expected = to_float(x[std::clamp<int64_t>(label, 0, v - 1)]);
         if (rules.smoothing != 0) {
-          const float mean = sum_of(v, [=](int64_t i, auto whole, int64_t n) { return load_at(x + i, whole, n); }) / static_cast<float>(v);
+          const float mean = sum_of<T>(v, [=](int64_t i, auto whole, int64_t n) { return load_at(x + i, whole, n); }) / static_cast<float>(v);
           expected = (1 - rules.smoothing) * expected + rules.smoothing * mean;
         }
         const float loss = lse - expected + rules.z * lse * lse;
@@ -83,11 +89,10 @@ M2ML_KERNEL(softmax_cross_entropy_backward) {
         const float lse = lses[row], of_loss = counts ? of_losses[row] : 0.0f;
         const float of_lse = of_loss * (1 + 2 * rules.z * lse) + of_lses[row], even = of_loss * rules.smoothing / static_cast<float>(v);
         const float sharp = of_loss * (1 - rules.smoothing);
-        each_vector(v, [=](int64_t i, auto whole, int64_t n) {
-          Floats gradient = exp(load_at(x + i, whole, n) - lse) * of_lse - even;
-          if (counts && label >= i && label < i + n) gradient[label - i] -= sharp;
-          store_at(to + i, gradient, whole, n, past);
-        });
+        const auto gradient = [=](auto x) { return exp(x - lse) * of_lse - even; };
+        const Floats of_label = gradient(splat(counts ? to_float(x[label]) : 0.0f)) - sharp;  // `to` may be where x is
+        each_two<T>(v, [=](int64_t i, auto whole, int64_t n) { store_at(to + i, gradient(load_at(x + i, whole, n)), whole, n, past); });
+        if (counts) store_part(to + label, of_label, 1);
       }
     });
   });

@@ -3,13 +3,13 @@
 
 M2ML_KERNEL(swiglu) {
   using namespace m2ml;
-  gate_forward(call, [](Floats x) { return x * sigmoid(x); });
+  gate_forward(call, [](auto x) { return x / (1.0f + exp_signed<-1>(x)); });
 }
 
 M2ML_KERNEL(swiglu_backward) {
   using namespace m2ml;
-  gate_backward(call, [](Floats x) {
-    const Floats s = sigmoid(x);
+  gate_backward(call, [](auto x) {
+    const auto s = sigmoid(x);
     return Activated{x * s, s * (1.0f + x * (1.0f - s))};
   });
 }

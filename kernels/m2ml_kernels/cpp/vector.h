@@ -20,8 +20,10 @@ namespace m2ml {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
+constexpr bool kStreams = true;
 #else
 constexpr int kLanes = 8;
+constexpr bool kStreams = false;
 #endif
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
@@ -46,6 +48,14 @@ inline Halves narrow(float16, Floats x) {  // GCC converts halves one by one unl
   return __builtin_convertvector(x, Halves);
 #endif
 }
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Rounded to bfloat16, in the upper halves of words; the lower halves are what is left.
+inline __m256i rounded_above(__m256 x) {
+  const __m256i bits = (__m256i)x, odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), nan = _mm256_set1_epi32(0x7fc00000);
+  return (__m256i)_mm256_blendv_ps((__m256)up, (__m256)nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+}
+#endif
 inline Shorts narrow(bfloat16, Floats x) {
 #if defined(__AVX512BF16__)
   return (Shorts)_mm512_cvtneps_pbh((__m512)x);  // subnormal numbers become zeros
@@ -56,6 +66,9 @@ inline Shorts narrow(bfloat16, Floats x) {
   const Shorts upper = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
   const __m512i rounded = _mm512_mask_add_epi32(nan, number, up, odd);
   return (Shorts)_mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_castsi256_si512((__m256i)upper), rounded));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i above = _mm256_srli_epi32(rounded_above((__m256)x), 16);
+  return (Shorts)_mm_packus_epi32(_mm256_castsi256_si128(above), _mm256_extracti128_si256(above, 1));
 #else
   Words bits; std::memcpy(&bits, &x, sizeof bits);
   const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -99,15 +112,14 @@ template <class T> void store(T* p, Floats x) {
   std::memcpy(p, &y, sizeof y);
 }
 
-// A store past the cache: it does not first read the line that it overwrites. `p` is aligned to the vector.
+// A store past the cache: it does not first read the line that it overwrites. `p` is aligned to the vector. AVX-512 alone
+// has it: with AVX2 a line takes two or four such stores, which on Zen 3 gained nothing where one array was written, and
+// took twice to nine times as long where two were.
 template <class T> void stream(T* p, Floats x) {
   const auto y = narrow(T{}, x);
 #if defined(__AVX512F__)
   if constexpr (sizeof y == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)y);
-#endif
-#if defined(__AVX__)
   if constexpr (sizeof y == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)y);
-  if constexpr (sizeof y == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)y);
 #endif
   std::memcpy(p, &y, sizeof y);
 }
@@ -130,7 +142,7 @@ inline int64_t cache_size() {
 // writes first is gone before anybody reads it.
 template <class T> bool streams(const T* to, int64_t n, int64_t bytes) {
   const auto vector = sizeof(T) * kLanes;
-  return bytes > cache_size() && reinterpret_cast<uintptr_t>(to) % vector == 0 && n % kLanes == 0;
+  return kStreams && bytes > cache_size() && reinterpret_cast<uintptr_t>(to) % vector == 0 && n % kLanes == 0;
 }
 
 inline Floats square_root(Floats x) {
