@@ -91,6 +91,15 @@ template <int kCount> inline void exp_falling(Floats (&x)[kCount]) {
   each([&](int i) { x[i] = p[i] * (Floats)((Words)power[i] << 23); });
 }
 
+inline Floats exp_falling(Floats x) {
+  Floats one[] = {x};
+  return exp_falling(one), one[0];
+}
+M2ML_INLINE Two exp_falling(Two x) {
+  Floats both[] = {x.low, x.high};
+  return exp_falling(both), Two{both[0], both[1]};
+}
+
 template <class V> M2ML_INLINE V sigmoid(V x) { return 1.0f / (1.0f + exp_signed<-1>(x)); }
 
 inline Floats tanh(Floats x) {

@@ -23,14 +23,18 @@ template <class T> float largest_of(const T* x, int64_t v) {
   return largest(maximum(maximum(top[0], top[1]), maximum(top[2], top[3])));
 }
 
-template <class T> float log_sum_exp(const T* x, int64_t v) {
-  const float most = largest_of(x, v), shift = std::isfinite(most) ? most : 0.0f;
-  const float total = sum_of<T>(v, [=](int64_t i, auto whole, int64_t n) {
+template <class T, class Exp> float sum_of_exps(const T* x, int64_t v, float shift, const Exp& exp) {
+  return sum_of<T>(v, [=](int64_t i, auto whole, int64_t n) {
     fetch(x + v + i);
     if constexpr (decltype(whole)::value) return exp(load_at(x + i, whole, n) - shift);
     else return exp(load_part(x + i, n, -kInfinity) - shift);
   });
-  return std::log(total) + shift;
+}
+
+template <class T> float log_sum_exp(const T* x, int64_t v) {
+  const float most = largest_of(x, v);
+  if (!std::isfinite(most)) return std::log(sum_of_exps(x, v, 0.0f, [](auto of) { return exp(of); }));
+  return std::log(sum_of_exps(x, v, most, [](auto of) { return exp_falling(of); })) + most;
 }
 
 struct Losses {
@@ -89,7 +93,7 @@ M2ML_KERNEL(softmax_cross_entropy_backward) {
         const float lse = lses[row], of_loss = counts ? of_losses[row] : 0.0f;
         const float of_lse = of_loss * (1 + 2 * rules.z * lse) + of_lses[row], even = of_loss * rules.smoothing / static_cast<float>(v);
         const float sharp = of_loss * (1 - rules.smoothing);
-        const auto gradient = [=](auto x) { return exp(x - lse) * of_lse - even; };
+        const auto gradient = [=](auto x) { return exp_falling(x - lse) * of_lse - even; };
         const Floats of_label = gradient(splat(counts ? to_float(x[label]) : 0.0f)) - sharp;  // `to` may be where x is
         each_two<T>(v, [=](int64_t i, auto whole, int64_t n) { store_at(to + i, gradient(load_at(x + i, whole, n)), whole, n, past); });
         if (counts) store_part(to + label, of_label, 1);
