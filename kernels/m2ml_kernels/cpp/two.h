@@ -48,10 +48,13 @@ template <class T> Both<float> in_order(Both<T>) { return {}; }
 
 // As each_vector, for bodies that take two vectors as well: `whole` is Both<T> then, and load_at gives Two.
 template <class T, class Body> M2ML_INLINE void each_two(int64_t n, const Body& body) {
-  if constexpr (!kTwoAtOnce) return each_vector(n, body);
-  int64_t begin = 0;
-  for (; begin + 2 * kLanes <= n; begin += 2 * kLanes) body(begin, Both<T>{}, int64_t{2 * kLanes});
-  each_vector(n - begin, [=](int64_t i, auto whole, int64_t count) { body(begin + i, whole, count); });
+  if constexpr (kTwoAtOnce) {
+    int64_t begin = 0;
+    for (; begin + 2 * kLanes <= n; begin += 2 * kLanes) body(begin, Both<T>{}, int64_t{2 * kLanes});
+    each_vector(n - begin, [=](int64_t i, auto whole, int64_t count) { body(begin + i, whole, count); });
+  } else {
+    each_vector(n, body);
+  }
 }
 
 #if defined(M2ML_TWO_AT_ONCE)
