@@ -168,10 +168,7 @@ class _Cursor:
             for _ in range(count):
                 at += 8 + length_at(rest, at)[0]
                 ends.append(at)
-        except (
-            struct.error,
-            OverflowError,
-        ):  # a length is beyond the end, or the number of bytes up to there too large
+        except (struct.error, OverflowError):  # there is no length at `at`, or no number of bytes so large
             at = len(rest) + 1
         if at > len(rest):
             raise CheckpointError(f"{self.file.path} is cut short in the strings of {what[:80]}")
