@@ -80,11 +80,13 @@ def test_what_crosses_is_contiguous(fake):
         backend = start("jax-mps")
         put = jax.device_put
         seen = []
-        jax.device_put = lambda x, *a: (seen.append(x.flags["C_CONTIGUOUS"]), put(x, *a))[1]
+        jax.device_put = lambda xs, *a: (seen.extend(x.flags["C_CONTIGUOUS"] for x in xs), put(xs, *a))[1]
         x = np.arange(6.0, dtype="float32").reshape(2, 3)
-        for view in (x[::-1], x.T, x[:, ::2], np.float32(3).reshape(())):
-            np.testing.assert_array_equal(np.asarray(backend.from_host(view)), view)
-        assert seen == [True] * 4
+        views = x[::-1], x.T, x[:, ::2], np.float32(3).reshape(())
+        for view, one, of_all in zip(views, map(backend.from_host, views), backend.from_hosts(views)):
+            np.testing.assert_array_equal(np.asarray(one), view)
+            np.testing.assert_array_equal(np.asarray(of_all), view)
+        assert seen == [True] * 8
         """,
     )
 

@@ -68,9 +68,9 @@ class JaxMetalBackend(XlaBackend):
 
     # Arrays -------------------------------------------------------------------------------------------
 
-    def from_host(self, array: np.ndarray[Any, Any]) -> Any:
-        """Contiguous before it crosses: views with negative strides have arrived as other numbers."""
-        return super().from_host(np.asarray(array, order="C"))
+    def from_hosts(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[Any]:
+        """Contiguous before they cross: views with negative strides have arrived as other numbers."""
+        return super().from_hosts([np.asarray(array, order="C") for array in arrays])
 
     def wait(self, arrays: Sequence[Any]) -> None:
         """Where ``block_until_ready`` returns at once, one element of each array is read."""
