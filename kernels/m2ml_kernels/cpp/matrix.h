@@ -9,8 +9,6 @@ namespace m2ml {
 
 #if defined(__AVX512F__)
 constexpr int kTileRows = 12, kTileVectors = 2;
-#elif defined(__aarch64__)
-constexpr int kTileRows = 6, kTileVectors = 2;
 #else
 constexpr int kTileRows = 6, kTileVectors = 2;
 #endif
