@@ -27,16 +27,16 @@ struct Moments {
   }
 };
 
-// Adds how far rows lie from the row `one`, and its square.
+// Adds how far rows lie from the row `one`, and its square. Sums are in_order of T, here and below.
 template <class T> void add_apart(const T* one, const T* x, int64_t rows, int64_t channels, float* sums, float* squares) {
-  each_vector(channels, [=](int64_t i, auto whole, int64_t n) {
-    const Floats about = load_at(one + i, whole, n);
-    Floats sum = load_at(sums + i, whole, n), square = load_at(squares + i, whole, n);
+  each_two<T>(channels, [=](int64_t i, auto whole, int64_t n) {
+    const auto about = load_at(one + i, whole, n);
+    auto sum = load_at(sums + i, in_order(whole), n), square = load_at(squares + i, in_order(whole), n);
     for (int64_t r = 0; r < rows; ++r) {
-      const Floats apart = load_at(x + r * channels + i, whole, n) - about;
+      const auto apart = load_at(x + r * channels + i, whole, n) - about;
       sum += apart, square += apart * apart;
     }
-    store_at(sums + i, sum, whole, n), store_at(squares + i, square, whole, n);
+    store_at(sums + i, sum, in_order(whole), n), store_at(squares + i, square, in_order(whole), n);
   });
 }
 
@@ -51,10 +51,11 @@ template <class T> void add_rows(const T* x, int64_t begin, int64_t end, int64_t
     std::fill_n(mean, 2 * channels, 0.0f);
     // About a value of the block's own, so that no more than it has rows is lost to cancellation.
     for (int64_t r = 1; r < rows; r += 4) add_apart(from, from + r * channels, std::min<int64_t>(4, rows - r), channels, mean, squares);
-    each_vector(channels, [=](int64_t i, auto whole, int64_t n) {
-      const Floats sum = load_at(mean + i, whole, n), share = sum / static_cast<float>(rows);
-      const Floats beside = load_at(squares + i, whole, n) - sum * share;
-      store_at(mean + i, load_at(from + i, whole, n) + share, whole, n), store_at(squares + i, maximum(splat(0), beside), whole, n);
+    each_two<T>(channels, [=](int64_t i, auto whole, int64_t n) {
+      const auto order = in_order(whole);
+      const auto sum = load_at(mean + i, order, n), share = sum / static_cast<float>(rows);
+      const auto beside = load_at(squares + i, order, n) - sum * share;
+      store_at(mean + i, load_at(from + i, whole, n) + share, order, n), store_at(squares + i, maximum(decltype(beside)(splat(0)), beside), order, n);
     });
     total.merge(static_cast<float>(rows), mean, squares);
   }
@@ -82,11 +83,8 @@ M2ML_KERNEL(batch_norm_act) {
   const float *weight = call.in(3).data<float>(), *bias = call.in(4).data<float>();
   float *new_mean = call.out(1).data<float>(), *new_variance = call.out(2).data<float>();
   const float eps = call.number("eps"), by = call.number("momentum"), rest = call.number("rest");
-  std::vector<float> scratch(2 * channels);
-  float *levels = scratch.data(), *scales = levels + channels;
-  const auto per_channel = [=](float* to, const auto& value) {
-    each_vector(channels, [=](int64_t i, auto whole, int64_t n) { store_at(to + i, value(i, whole, n), whole, n); });
-  };
+  std::vector<float> scratch(3 * channels);
+  float *levels = scratch.data(), *scales = levels + channels, *shifts = scales + channels;  // in_order
   with_type(call.in(0).type(), [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     const T* x = call.in(0).data<T>();
@@ -94,18 +92,23 @@ M2ML_KERNEL(batch_norm_act) {
     if (call.integer("train")) {
       const Moments batch = moments(call, x, rows, channels);
       const float *of_batch = batch.mean.data(), *squares = batch.squares.data(), count = batch.count;
-      std::copy_n(of_batch, channels, levels);
-      per_channel(scales, [=](int64_t i, auto whole, int64_t n) { return load_at(squares + i, whole, n) / count; });
-      per_channel(new_mean, [=](int64_t i, auto whole, int64_t n) { return rest * load_at(mean + i, whole, n) + by * load_at(of_batch + i, whole, n); });
-      per_channel(new_variance, [=](int64_t i, auto whole, int64_t n) {
-        return rest * load_at(variance + i, whole, n) + by * (load_at(squares + i, whole, n) / (count - 1));
+      each_two<T>(channels, [=](int64_t i, auto whole, int64_t n) {
+        const auto order = in_order(whole);
+        const auto level = load_at(of_batch + i, order, n), square = load_at(squares + i, order, n);
+        store_at(levels + i, level, order, n), store_at(scales + i, square / count, order, n);
+        store_at(new_mean + i, rest * load_at(mean + i, whole, n) + by * level, whole, n);
+        store_at(new_variance + i, rest * load_at(variance + i, whole, n) + by * (square / (count - 1)), whole, n);
       });
     } else {
-      std::copy_n(mean, channels, levels), std::copy_n(mean, channels, new_mean);
-      std::copy_n(variance, channels, scales), std::copy_n(variance, channels, new_variance);
+      std::copy_n(mean, channels, new_mean), std::copy_n(variance, channels, new_variance);
+      each_two<T>(channels, [=](int64_t i, auto whole, int64_t n) {
+        store_at(levels + i, load_at(mean + i, whole, n), in_order(whole), n), store_at(scales + i, load_at(variance + i, whole, n), in_order(whole), n);
+      });
     }
-    per_channel(scales, [=](int64_t i, auto whole, int64_t n) {
-      return 1.0f / square_root(load_at(scales + i, whole, n) + eps) * load_at(weight + i, whole, n);
+    each_two<T>(channels, [=](int64_t i, auto whole, int64_t n) {
+      const auto order = in_order(whole);
+      store_at(scales + i, 1.0f / square_root(load_at(scales + i, order, n) + eps) * load_at(weight + i, whole, n), order, n);
+      store_at(shifts + i, load_at(bias + i, whole, n), order, n);
     });
     const bool past = y != x && streams(y, channels, 2 * call.in(0).count() * sizeof(T));
     with_activation(call.integer("activation"), [&](auto activate) {
@@ -113,9 +116,10 @@ M2ML_KERNEL(batch_norm_act) {
         for (int64_t row = begin; row < end; ++row) {
           const T* from = x + row * channels;
           T* to = y + row * channels;
-          each_vector(channels, [=](int64_t i, auto whole, int64_t n) {
-            const Floats normal = (load_at(from + i, whole, n) - load_at(levels + i, whole, n)) * load_at(scales + i, whole, n);
-            store_at(to + i, activate(normal + load_at(bias + i, whole, n)), whole, n, past);
+          each_two<T>(channels, [=](int64_t i, auto whole, int64_t n) {
+            const auto order = in_order(whole);
+            const auto normal = (load_at(from + i, whole, n) - load_at(levels + i, order, n)) * load_at(scales + i, order, n);
+            store_at(to + i, activate(normal + load_at(shifts + i, order, n)), whole, n, past);
           });
         }
       });

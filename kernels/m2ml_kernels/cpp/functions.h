@@ -32,6 +32,7 @@ inline Floats minimum(Floats a, Floats b) {
 #endif
 }
 
+M2ML_INLINE Two square_root(Two x) { return {square_root(x.low), square_root(x.high)}; }
 M2ML_INLINE Two maximum(Two a, Two b) { return {maximum(a.low, b.low), maximum(a.high, b.high)}; }
 M2ML_INLINE Two minimum(Two a, Two b) { return {minimum(a.low, b.low), minimum(a.high, b.high)}; }
 

@@ -36,6 +36,8 @@ M2ML_INLINE Two operator-(Two a) { return {-a.low, -a.high}; }
 M2ML_INLINE Two& operator+=(Two& a, Two b) { return a = a + b; }
 M2ML_INLINE Two& operator*=(Two& a, Two b) { return a = a * b; }
 M2ML_INLINE TwoInts operator<(Two a, Two b) { return {a.low < b.low, a.high < b.high}; }
+M2ML_INLINE TwoInts operator<=(Two a, Two b) { return {a.low <= b.low, a.high <= b.high}; }
+M2ML_INLINE TwoInts operator>=(Two a, Two b) { return {a.low >= b.low, a.high >= b.high}; }
 
 // Of 2 kLanes elements the first and the last, or, where a kernel's arrays are of bfloat16, the even and the odd ones:
 // those are found by a shift and a mask, and put back so, where neighbours would be spread and packed.
