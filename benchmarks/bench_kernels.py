@@ -7,7 +7,7 @@ the ops of them; ``processor`` takes processor time for wall time.
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -231,7 +231,7 @@ def attention() -> list[Ratio]:
         ):
             product = square_product(times * flops)
             found.append(compare(what, ours, product, peer_name="matmul of equal flops", limit=1 / 0.8, pairs=7))
-            with contextlib.suppress(ImportError):
+            if importlib.util.find_spec("torch"):
                 torch = torch_attention(q, k, v, gradient)
                 found.append(compare(what, ours, torch, peer_name="PyTorch", limit=1 / 1.5, pairs=7))
     return found

@@ -1,4 +1,9 @@
-"""What the ops' samples do not reach in the C++ kernels: stores past the cache, and results in place of arguments."""
+"""What the ops' samples do not reach in the C++ kernels: stores past the cache, and results in place of arguments.
+
+And the kernels that benchmarks measure against.
+"""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -114,3 +119,15 @@ def test_arguments_that_live_on_are_not_overwritten():
         np.testing.assert_allclose(
             got, expected, rtol=16 * np.finfo(np.float32).eps, atol=16 * np.finfo(np.float32).eps
         )
+
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize("source", sorted(BENCHMARKS.glob("*.cc")), ids=lambda path: path.name)
+def test_what_benchmarks_measure_against_does_what_it_says(source):
+    x = rows(0, "float32", (64, 1024))
+    given = {"copy": x, "pass": x, "reading": jnp.sum(x)}[source.stem]
+    aliases = {0: 0} if source.stem == "pass" else None
+    found = jax.jit(lambda x: handler(source)(jax.ShapeDtypeStruct(given.shape, given.dtype), x, aliases=aliases))(x)
+    np.testing.assert_allclose(found, given, rtol=1e-4)

@@ -24,7 +24,7 @@ struct E2M1 {
     alignas(16) static constexpr int8_t kNumbers[] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 #if defined(__AVX512BW__)
     return (Bytes)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kNumbers))), (__m512i)codes);
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(M2ML_AVX2)
     return (Bytes)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kNumbers))), (__m256i)codes);
 #elif defined(__aarch64__)
     uint8x16_t half[2];

@@ -68,7 +68,8 @@ template <int kBits, int kRows> class UnitByUnit {
     (step<kStep * kLanes>(unit, x_.data() + i + kStep * kLanes, sums, std::make_index_sequence<kLanes>()), ...);
   }
   // Codes kFirst, kFirst + 1, ... of the unit times x.
-  template <size_t kFirst, size_t... kLane> __attribute__((always_inline)) void step(Words unit, const float* x, Floats* sums, std::index_sequence<kLane...>) const {
+  template <size_t kFirst, size_t... kLane>
+  __attribute__((always_inline)) void step(Words unit, const float* x, Floats* sums, std::index_sequence<kLane...>) const {
     const Words low = __builtin_shufflevector(unit, unit, ((kFirst + kLane) * kBits / 32)...);
     const Words high = __builtin_shufflevector(unit, unit, (((kFirst + kLane) * kBits + kBits - 1) / 32)...);
     const Words shift = {((kFirst + kLane) * kBits % 32)...};
@@ -115,7 +116,8 @@ template <bool kAdd> void panel_rows(int64_t rows, int64_t depth, const float* x
 
 // All rows of x times a panel, of whose columns the first `columns` are outputs. Not inlined, so that its register tiles
 // are compiled once for all formats.
-__attribute__((noinline)) void product_of_panel(int64_t rows, int64_t depth, const float* x, int64_t row, const float* panel, int64_t columns, bool add, float* y, int64_t y_row) {
+__attribute__((noinline)) void product_of_panel(int64_t rows, int64_t depth, const float* x, int64_t row, const float* panel,
+                                                int64_t columns, bool add, float* y, int64_t y_row) {
   for (int64_t i = 0; i < rows; i += kPanelRows) {
     const int64_t count = std::min<int64_t>(kPanelRows, rows - i);
     const auto run = add ? panel_rows<true> : panel_rows<false>;

@@ -11,8 +11,7 @@
 
 namespace m2ml {
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
-#define M2ML_TWO_AT_ONCE
+#if defined(M2ML_AVX2)
 constexpr bool kTwoAtOnce = true;
 #else
 constexpr bool kTwoAtOnce = false;
@@ -59,7 +58,7 @@ template <class T, class Body> M2ML_INLINE void each_two(int64_t n, const Body& 
   }
 }
 
-#if defined(M2ML_TWO_AT_ONCE)
+#if defined(M2ML_AVX2)
 M2ML_INLINE Two even_and_odd(Two x) {
   const __m256 a = _mm256_permute2f128_ps((__m256)x.low, (__m256)x.high, 0x20), b = _mm256_permute2f128_ps((__m256)x.low, (__m256)x.high, 0x31);
   return {(Floats)_mm256_shuffle_ps(a, b, 0x88), (Floats)_mm256_shuffle_ps(a, b, 0xdd)};

@@ -13,6 +13,9 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define M2ML_AVX2  // and no more
+#endif
 
 #include "call.h"
 
@@ -48,7 +51,7 @@ inline Halves narrow(float16, Floats x) {  // GCC converts halves one by one unl
   return __builtin_convertvector(x, Halves);
 #endif
 }
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(M2ML_AVX2)
 // Rounded to bfloat16, in the upper halves of words; the lower halves are what is left.
 inline __m256i rounded_above(__m256 x) {
   const __m256i bits = (__m256i)x, odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -66,7 +69,7 @@ inline Shorts narrow(bfloat16, Floats x) {
   const Shorts upper = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
   const __m512i rounded = _mm512_mask_add_epi32(nan, number, up, odd);
   return (Shorts)_mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_castsi256_si512((__m256i)upper), rounded));
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(M2ML_AVX2)
   const __m256i above = _mm256_srli_epi32(rounded_above((__m256)x), 16);
   return (Shorts)_mm_packus_epi32(_mm256_castsi256_si128(above), _mm256_extracti128_si256(above, 1));
 #else

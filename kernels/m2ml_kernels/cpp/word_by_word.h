@@ -25,7 +25,7 @@ constexpr bool kWholeBytes = false;
 inline Ints products_of_halves(Ints a, Ints b) {
 #if defined(__AVX512BW__)
   return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(M2ML_AVX2)
   return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #else
   return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
