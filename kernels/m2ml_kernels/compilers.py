@@ -21,6 +21,8 @@ from m2ml_kernels.errors import CompilerMissing
 ENVIRONMENT = "M2ML_CXX"
 NAMES = ("clang++", "g++", "c++")
 NATIVE = "-march=native"
+#: What kernels are written in that compilers lacked on x86-64 before GCC 12 and Clang 15.
+_NEEDED = "_Float16 half;\n"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Compiler:
 def find_compiler() -> Compiler:
     """The compiler of ``$M2ML_CXX``, else the first of clang++, g++ and c++, else the one in the package ziglang.
 
-    Raises `CompilerMissing` when there is none, and when the one that ``$M2ML_CXX`` names does not answer.
+    Of those that are not named, one that is too old is passed over. Raises `CompilerMissing` when there is none, and
+    when the one that ``$M2ML_CXX`` names does not answer.
     """
     return _find(os.environ.get(ENVIRONMENT, ""), os.environ.get("PATH", ""))
 
@@ -60,13 +63,23 @@ def _find(chosen: str, path: str) -> Compiler:
     commands: list[tuple[str, ...]] = [(location,) for name in NAMES if (location := shutil.which(name, path=path))]
     if importlib.util.find_spec("ziglang"):
         commands.append((sys.executable, "-m", "ziglang", "c++"))
+    old = []
     for command in commands:
-        if found := _ask(command):
+        found = _ask(command)
+        if found and _is_new(found):
             return found
+        old += [str(found)] if found else []
+    too_old = f" ({', '.join(old)}: too old, GCC 12 or Clang 15 is needed)" if old else ""
     raise CompilerMissing(
-        f"no C++ compiler was found: neither ${ENVIRONMENT}, nor {', '.join(NAMES)} on PATH, nor the package ziglang; "
-        "install one (pip install ziglang)"
+        f"no C++ compiler was found: neither ${ENVIRONMENT}, nor {', '.join(NAMES)} on PATH{too_old}, nor the package "
+        "ziglang; install one (pip install ziglang)"
     )
+
+
+def _is_new(compiler: Compiler) -> bool:
+    """Whether it has what kernels are written in; the one in a package always does."""
+    asked = [*compiler.command, "-x", "c++", "-fsyntax-only", "-"]
+    return compiler.kind == "zig" or not subprocess.run(asked, input=_NEEDED, text=True, capture_output=True).returncode
 
 
 def _ask(command: tuple[str, ...]) -> Compiler | None:

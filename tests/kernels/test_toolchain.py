@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 import subprocess
 import sys
 
@@ -119,6 +120,21 @@ def test_no_compiler_at_all(folder, monkeypatch):
         CompilerMissing, match=r"neither \$M2ML_CXX, nor clang\+\+, g\+\+, c\+\+ on PATH, nor the package"
     ):
         compile_shared(ANSWER, include=[folder], name="answer")
+
+
+def test_a_compiler_that_is_too_old_is_passed_over(folder, monkeypatch):
+    """As Clang 14 and GCC 11 are, which know no _Float16 on x86-64."""
+    old = folder / "clang++"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo clang version 14.0.6 && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    monkeypatch.delenv("M2ML_CXX", raising=False)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    assert find_compiler().command != (str(old),)
+    compile_shared(ANSWER, include=[folder], name="answer")
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(compilers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CompilerMissing, match=r"on PATH \(clang version 14\.0\.6: too old, GCC 12 or Clang 15"):
+        find_compiler()
 
 
 def test_the_compiler_that_was_named_must_answer(monkeypatch):
