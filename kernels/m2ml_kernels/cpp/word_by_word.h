@@ -96,23 +96,34 @@ template <class Codes, int kRows> class WordByWord {
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) total[o][r] += biases * sums_[r * parts_ + part];
       }
+    constexpr int kBlocks = kSpan < kLanes ? kSpan : 1;  // whose scales are one vector
     const int64_t whole = words_ / kLanes;
     int64_t block = 0;
-    if constexpr (kSpan < kLanes) {
-      for (; block + kSpan <= whole; block += kSpan) {
-        Floats scales[kOutputs];
+    // As many words ahead are asked for as are read, line after line, and not yet into the first-level cache: it can wait
+    // for too few at a time.
+    const uint32_t *at = weight.words, *ahead = weight.words + weight.ahead * words_;
+    const Bytes* x = bytes_.data();
+    const Floats* units = units_.data();
+    for (; block + kBlocks <= whole; block += kBlocks) {
+      Floats scales[kOutputs];
 #pragma GCC unroll 4
-        for (int o = 0; o < kOutputs; ++o) scales[o] = load(weight.scales + o * groups_ + block * (kLanes / kSpan));
-        for (int k = 0; k < kSpan; ++k) {
-          Words words[kOutputs];
-          Floats own[kOutputs];
+      for (int o = 0; o < kOutputs; ++o) {
+        if constexpr (kSpan < kLanes) scales[o] = load(weight.scales + o * groups_ + block * (kLanes / kSpan));
+        else scales[o] = splat(to_float(weight.scales[o * groups_ + (block * kLanes >> span_bits_)]));
+      }
+      for (int k = 0; k < kBlocks; ++k, at += kLanes, ahead += kOutputs * kLanes, x += kRows * kVectors, units += kRows) {
+        Words words[kOutputs];
+        Floats own[kOutputs];
 #pragma GCC unroll 4
-          for (int o = 0; o < kOutputs; ++o) {
-            words[o] = whole_words<kOutputs>(weight, o, (block + k) * kLanes);
-            own[o] = spread<kSpan>(scales[o], k);
-          }
-          add(words, own, block + k, total);
+        for (int o = 0; o < kOutputs; ++o) {
+          std::memcpy(&words[o], at + o * words_, sizeof words[o]);
+          words[o] = held(words[o]);
+          if constexpr (kSpan < kLanes) own[o] = spread<kSpan>(scales[o], k);
+          else own[o] = scales[o];
         }
+#pragma GCC unroll 4
+        for (int i = 0; i < kOutputs * kLanes; i += 16) __builtin_prefetch(ahead + i, 0, 2);
+        add(words, own, x, units, total);
       }
     }
     for (; block < blocks_; ++block) {
@@ -122,11 +133,11 @@ template <class Codes, int kRows> class WordByWord {
 #pragma GCC unroll 4
       for (int o = 0; o < kOutputs; ++o) {
         if (words_ < kLanes) std::memcpy(&words[o], weight.words + o * words_, words_ * sizeof *weight.words);
-        else words[o] = whole_words<kOutputs>(weight, o, word);
+        else std::memcpy(&words[o], weight.words + o * words_ + word, sizeof words[o]);
         if constexpr (kSpan == kLanes) scales[o] = splat(to_float(weight.scales[o * groups_ + group]));
         else scales[o] = spread<kSpan>(load_up_to(weight.scales + o * groups_ + from, groups_), 0, group - from);
       }
-      add(words, scales, block, total);
+      add(words, scales, &bytes_[block * kRows * kVectors], &units_[block * kRows], total);
     }
     std::memcpy(given, total, sizeof total);
   }
@@ -156,14 +167,6 @@ template <class Codes, int kRows> class WordByWord {
         for (int i = 0; i < kLanes; ++i) lanes[k][i] = (k * kLanes + i) / kSpan;
     }
   };
-  // A vector of one of kOutputs rows. As many words of those ahead are asked for, one after the other, and not yet into the
-  // first-level cache: it can wait for too few at a time.
-  template <int kOutputs, class S> Words whole_words(const Row<S>& weight, int output, int64_t word) const {
-    Words words;
-    std::memcpy(&words, weight.words + output * words_ + word, sizeof words);
-    __builtin_prefetch(weight.words + weight.ahead * words_ + word * kOutputs + output * kLanes, 0, 2);
-    return held(words);
-  }
 
   template <int kStep, class V, size_t... kLane> static V exchanged(V x, std::index_sequence<kLane...>) {
     return __builtin_shufflevector(x, x, (kLane ^ kStep)...);
@@ -246,7 +249,8 @@ template <class Codes, int kRows> class WordByWord {
   }
 
   template <int kOutputs>
-  __attribute__((always_inline)) void add(const Words (&words)[kOutputs], const Floats (&scale)[kOutputs], int64_t block, Floats (&total)[kOutputs][kRows]) const {
+  __attribute__((always_inline)) void add(const Words (&words)[kOutputs], const Floats (&scale)[kOutputs], const Bytes* bytes,
+                                          const Floats* units, Floats (&total)[kOutputs][kRows]) const {
     constexpr int kEvery = kHalves ? 2 : kSlices;  // codes of a word are spread over so many vectors
     Bytes codes[kEvery][kOutputs];
 #pragma GCC unroll 4
@@ -255,7 +259,7 @@ template <class Codes, int kRows> class WordByWord {
       for (int o = 0; o < kOutputs; ++o) codes[i][o] = Codes::numbers((Bytes)((words[o] >> (kBits * i)) & kMask));
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      const Bytes* x = &bytes_[(block * kRows + r) * kVectors];
+      const Bytes* x = bytes + r * kVectors;
       Floats all[kOutputs], low[kOutputs];
       if constexpr (kHalves) {
         sums_of_halves(codes, x, all);
@@ -267,10 +271,10 @@ template <class Codes, int kRows> class WordByWord {
         for (int o = 0; o < kOutputs; ++o) all[o] = 256.0f * all[o] + low[o];
       } else {
         Ints zero{};
-        if constexpr (Codes::kZero) zero = zeros_[block * kRows + r];
+        if constexpr (Codes::kZero) zero = zeros_[units - units_.data() + r];
         sums_of_products<kPlanes>(codes, x, zero, all);
       }
-      const Floats unit = held(units_[block * kRows + r]);
+      const Floats unit = held(units[r]);
 #pragma GCC unroll 4
       for (int o = 0; o < kOutputs; ++o) total[o][r] += all[o] * (scale[o] * unit);
     }
