@@ -69,7 +69,7 @@ def _find(chosen: str, path: str) -> Compiler:
         if found and _is_new(found):
             return found
         old += [str(found)] if found else []
-    too_old = f" ({', '.join(old)}: too old, GCC 12 or Clang 15 is needed)" if old else ""
+    too_old = f" ({', '.join(dict.fromkeys(old))}: too old, GCC 12 or Clang 15 is needed)" if old else ""
     raise CompilerMissing(
         f"no C++ compiler was found: neither ${ENVIRONMENT}, nor {', '.join(NAMES)} on PATH{too_old}, nor the package "
         "ziglang; install one (pip install ziglang)"

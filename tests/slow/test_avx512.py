@@ -1,4 +1,4 @@
-"""The C++ kernels' AVX-512 code, on any x86-64: each kernel on its op's samples.
+"""The C++ kernels' AVX-512 code, on an x86-64 that need have AVX2 only: each kernel on its op's samples.
 
 The instructions that the kernels name are made of others (`avx512.h`); what they say as vectors of 16 floats, the
 compiler takes apart itself. That shows that the numbers are right; it says nothing of speed, nor of what a compiler
@@ -48,7 +48,7 @@ def test_products_of_bytes_by_one_instruction():
         check_file(source, calls)
 
 
-#: Right where there are 16 lanes only if AVX-512's code is what runs: it says so by a wrong result.
+#: A kernel that is wrong, and compiles only where AVX-512's code is what is compiled.
 WRONG = """#include "vector.h"
 static_assert(m2ml::kLanes == 16 && m2ml::kStreams);
 M2ML_KERNEL(swiglu) { for (int64_t i = 0; i < call.out(0).count(); ++i) call.out(0).data<float>()[i] = 7; }
