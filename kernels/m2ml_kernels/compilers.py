@@ -79,19 +79,27 @@ def _find(chosen: str, path: str) -> Compiler:
 def _is_new(compiler: Compiler) -> bool:
     """Whether it has what kernels are written in; the one in a package always does."""
     asked = [*compiler.command, "-x", "c++", "-fsyntax-only", "-"]
-    return compiler.kind == "zig" or not subprocess.run(asked, input=_NEEDED, text=True, capture_output=True).returncode
+    return compiler.kind == "zig" or _answer(asked, given=_NEEDED) is not None
 
 
 def _ask(command: tuple[str, ...]) -> Compiler | None:
     zig = any(Path(part).name in ("zig", "ziglang") for part in command)
     with tempfile.TemporaryDirectory() as folder:  # zig leaves an empty a.o where it is asked
-        place, asked = folder if zig else None, [*command, "--version"]
-        try:
-            said = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True, cwd=place).stdout
-        except (OSError, subprocess.SubprocessError):
-            return None
+        said = _answer([*command, "--version"], place=folder if zig else None)
+    if said is None:
+        return None
     kind: Literal["clang", "gcc", "zig"] = "zig" if zig else "clang" if "clang" in said else "gcc"
     return Compiler(command, said.strip(), kind)
+
+
+def _answer(asked: Sequence[str], *, given: str = "", place: str | None = None) -> str | None:
+    """What a command prints, None where it fails."""
+    try:
+        return subprocess.run(
+            asked, input=given, capture_output=True, text=True, timeout=60, check=True, cwd=place
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 @functools.cache
