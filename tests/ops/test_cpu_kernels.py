@@ -126,8 +126,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.mark.parametrize("source", sorted(BENCHMARKS.glob("*.cc")), ids=lambda path: path.name)
 def test_what_benchmarks_measure_against_does_what_it_says(source):
-    x = rows(0, "float32", (64, 1024))
+    x = (jnp.arange(64 * 1024, dtype=jnp.float32) % 7).reshape(64, 1024)  # sums of these are exact
     given = {"copy": x, "pass": x, "reading": jnp.sum(x)}[source.stem]
     aliases = {0: 0} if source.stem == "pass" else None
     found = jax.jit(lambda x: handler(source)(jax.ShapeDtypeStruct(given.shape, given.dtype), x, aliases=aliases))(x)
-    np.testing.assert_allclose(found, given, rtol=1e-4)
+    np.testing.assert_array_equal(found, given)

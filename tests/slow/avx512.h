@@ -23,7 +23,7 @@ template <class To, class From> To as(const From& x) {
   std::memcpy(&y, &x, sizeof y);
   return y;
 }
-template <class T, int kCount = 64 / sizeof(T)> struct Lanes { T at[kCount]; };
+template <class T, int kCount> struct Lanes { T at[kCount]; };
 template <class T, class V> auto lanes(const V& x) { return as<Lanes<T, sizeof(V) / sizeof(T)>>(x); }
 
 // A vector of kCount lanes, of which `make` gives each.
